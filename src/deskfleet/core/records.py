@@ -1,0 +1,276 @@
+"""The records of the store: all that a fleet remembers.
+
+A record is a frozen value with an id that is unique within its kind. What is told by an agent
+(`Facts`, `Report`) and what is decided by a broker (`Session`, `Server`) are records of
+different kinds, so that a late report can never overwrite a decision. `Link` says which broker
+holds a server's agent link; its revision is the fence for everything that arrives on that link.
+
+Instants are aware UTC datetimes. Adding a field needs a default, so that older rows decode.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, TypeAlias
+
+import msgspec
+
+Revision: TypeAlias = int
+
+
+class Type(StrEnum):
+    CONSOLE = "CONSOLE"
+    VIRTUAL = "VIRTUAL"
+
+
+class Intent(StrEnum):
+    """What we want of a session."""
+
+    RUN = "RUN"
+    STOP = "STOP"
+
+
+class Phase(StrEnum):
+    """What a server last said of a session."""
+
+    STARTING = "STARTING"
+    RUNNING = "RUNNING"
+    FAILED = "FAILED"
+    """It never ran: the start failed, and nothing of it is left."""
+    ENDED = "ENDED"
+    """It ran once, or was never begun, and nothing of it is left."""
+
+
+class Frozen(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The base of all values that are stored or sent."""
+
+
+class SessionRequest(Frozen, frozen=True):
+    """What a client asked for, kept whole: it is what a server is given, and a retry needs it."""
+
+    name: str
+    owner: str
+    type: Type
+    dcv_gl_enabled: bool | None = None
+    max_concurrent_clients: int | None = None
+    init_file: str | None = None
+    autorun_file: str | None = None
+    autorun_file_arguments: tuple[str, ...] = ()
+    permissions_file: str | None = None
+    """As the client sent it: the base64 of a permissions file, or a path (see permissions.py)."""
+    requirements: str | None = None
+    enqueue: bool = False
+    disable_retry: bool = False
+    storage_root: str | None = None
+
+
+class Session(Frozen, frozen=True, tag="session"):
+    """Our half of a session: what was asked for and what we decided."""
+
+    id: str
+    request: SessionRequest
+    created_at: datetime
+    intent: Intent = Intent.RUN
+    server_id: str | None = None
+    """Where it is placed; None while it waits for a place."""
+    generation: int = 0
+    """Grows with each placement; a report of another generation is not about this one."""
+    tried: tuple[str, ...] = ()
+    """Servers on which a start has failed, oldest first."""
+    adopted: bool = False
+    """Found running on its server; we did not create it."""
+    ended_at: datetime | None = None
+    """Set once, when nothing of it is left: the session is DELETED."""
+    forgotten: bool = False
+    """Deleted by force: its server was not asked to end it."""
+    reason: str | None = None
+
+
+class Report(Frozen, frozen=True, tag="report"):
+    """A server's half of a session: what its agent last said of it. The id is the session's."""
+
+    id: str
+    server_id: str
+    generation: int
+    phase: Phase
+    reason: str | None = None
+    connections: int = 0
+    last_disconnection_at: datetime | None = None
+
+
+class Server(Frozen, frozen=True, tag="server"):
+    """Our half of a server. Placing on it and closing it rewrite this record, so that they race."""
+
+    id: str
+    registered_at: datetime
+    open: bool = True
+    placements: int = 0
+    """How often a session was placed here; the revision that it moves guards the seats."""
+
+
+class Link(Frozen, frozen=True, tag="link"):
+    """Which broker holds the agent link of a server. The id is the server's."""
+
+    id: str
+    broker_id: str
+    epoch: int
+    up: bool = True
+
+
+class Endpoint(Frozen, frozen=True):
+    ip_address: str
+    port: int
+    web_url_path: str | None = "/"
+    protocol: str = "HTTP"
+
+
+class Os(Frozen, frozen=True):
+    family: str
+    name: str | None = None
+    version: str | None = None
+    kernel_version: str | None = None
+    build_number: str | None = None
+
+
+class Aws(Frozen, frozen=True):
+    region: str | None = None
+    instance_type: str | None = None
+    instance_id: str | None = None
+    image_id: str | None = None
+
+
+class Cpu(Frozen, frozen=True):
+    vendor: str | None = None
+    model_name: str | None = None
+    architecture: str | None = None
+    number_of_cpus: int | None = None
+    physical_cores_per_cpu: int | None = None
+
+
+class Gpu(Frozen, frozen=True):
+    vendor: str | None = None
+    model_name: str | None = None
+
+
+class Host(Frozen, frozen=True):
+    """The machine under a server. Sizes are bytes; loads are the usual 1, 5 and 15 minute averages."""
+
+    os: Os
+    memory_total: int
+    memory_used: int
+    swap_total: int = 0
+    swap_used: int = 0
+    cpu: Cpu = Cpu()
+    load: tuple[float, float, float] | None = None
+    gpus: tuple[Gpu, ...] = ()
+    logged_in_users: tuple[str, ...] = ()
+    aws: Aws | None = None
+
+
+class Facts(Frozen, frozen=True, tag="facts"):
+    """What an agent says of its server. The id is the server's."""
+
+    id: str
+    hostname: str
+    ip: str
+    host: Host
+    driver: str
+    version: str
+    """Version of what runs the sessions (for xvnc: that of Xvnc)."""
+    agent_version: str
+    boot_id: str
+    dns_name: str | None = None
+    endpoints: tuple[Endpoint, ...] = ()
+    tags: dict[str, str] = {}
+    types: tuple[Type, ...] = (Type.VIRTUAL,)
+    max_virtual_sessions: int = -1
+    """-1 is no limit."""
+    max_sessions_per_user: int = -1
+    unhealthy: str | None = None
+    """Why the driver can't serve sessions now; None when it can."""
+    foreign_user: str | None = None
+    """Windows: who is logged in by other means, and so blocks the console session."""
+
+
+class Broker(Frozen, frozen=True, tag="broker"):
+    """A running broker. `beat` grows every few seconds; readers time it with their own clocks."""
+
+    id: str
+    url: str
+    """Where other brokers reach it: its agent port."""
+    beat: int = 0
+
+
+class ApiClient(Frozen, frozen=True, tag="api-client"):
+    """Who may use the API. `secret_hash` is an HMAC under a key that is not in the store."""
+
+    id: str
+    name: str
+    secret_hash: bytes
+    created_at: datetime
+    active: bool = True
+
+
+class AgentClient(Frozen, frozen=True, tag="agent-client"):
+    """The credentials of one agent. Its id is the id of its server."""
+
+    id: str
+    name: str
+    secret_hash: bytes
+    created_at: datetime
+    active: bool = True
+
+
+class SoftwareStatement(Frozen, frozen=True, tag="software-statement"):
+    """What lets a new agent enrol. The id is the statement's public id; its text is not kept."""
+
+    id: str
+    statement_hash: bytes
+    issued_at: datetime
+    active: bool = True
+
+
+class SigningKey(Frozen, frozen=True, tag="signing-key"):
+    """A key that signs tokens. The id is the `kid`; `sealed` is encrypted outside of the store."""
+
+    id: str
+    public_pem: str
+    sealed: bytes
+    created_at: datetime
+
+
+Record: TypeAlias = (
+    Session
+    | Report
+    | Server
+    | Link
+    | Facts
+    | Broker
+    | ApiClient
+    | AgentClient
+    | SoftwareStatement
+    | SigningKey
+)
+
+KINDS: dict[str, Any] = {
+    str(kind.__struct_config__.tag): kind
+    for kind in (
+        Session,
+        Report,
+        Server,
+        Link,
+        Facts,
+        Broker,
+        ApiClient,
+        AgentClient,
+        SoftwareStatement,
+        SigningKey,
+    )
+}
+
+KIND_OF: dict[type, str] = {kind: name for name, kind in KINDS.items()}
+
+
+def kind_of(record: Record) -> str:
+    return KIND_OF[type(record)]

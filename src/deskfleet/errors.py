@@ -1,0 +1,139 @@
+"""Every exception of deskfleet, by what the caller can do about it.
+
+DeskfleetError
+├── Invalid              mend the request
+│   ├── RequirementsInvalid
+│   └── PermissionsInvalid
+├── Unauthenticated      say who you are
+├── Forbidden            ask for a right you lack
+├── Missing              nothing is there (or you may not know that it is)
+├── Conflict             look again: the state forbids it now
+├── TooLarge             send less
+├── Unavailable          try again later
+├── StartFailed          a driver could not start a session; the reason goes to its owner
+├── SetupFailed          this program can't run here; the message is the whole story for a person
+├── ProtocolError        the peer of an agent link broke the protocol
+├── StoreFailed          the store is gone: stop rather than answer from memory
+├── Compacted            internal: the changes asked for are no longer kept; load everything
+└── Stale                internal: a lost race; catch up and decide again
+
+The docstring of a class is its default message. Codes are public and append-only: never
+renamed, never used again for something else. An expected "no" is not an exception but a value
+(`deskfleet.core.placement.Refusal`).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class DeskfleetError(Exception):
+    """Something went wrong."""
+
+    code: ClassVar[str] = "error"
+
+    def __init__(self, message: str | None = None) -> None:
+        self.message = message or (type(self).__doc__ or "").strip()
+        super().__init__(self.message)
+
+
+class Invalid(DeskfleetError):
+    """The request is not valid."""
+
+    code = "request.invalid"
+
+
+class RequirementsInvalid(Invalid):
+    """The requirements expression is not valid."""
+
+    code = "requirements.syntax"
+
+    def __init__(self, message: str, column: int) -> None:
+        super().__init__(message)
+        self.column = column
+
+
+class PermissionsInvalid(Invalid):
+    """The permissions file is not valid."""
+
+    code = "permissions.syntax"
+
+    def __init__(self, message: str, line: int) -> None:
+        super().__init__(message)
+        self.line = line
+
+
+class Unauthenticated(DeskfleetError):
+    """No authorization header"""
+
+    code = "access.unauthenticated"
+
+
+class Forbidden(DeskfleetError):
+    """You may not do this."""
+
+    code = "access.forbidden"
+
+
+class Missing(DeskfleetError):
+    """There is nothing here."""
+
+    code = "request.missing"
+
+
+class Conflict(DeskfleetError):
+    """The present state does not allow this."""
+
+    code = "state.conflict"
+
+
+class TooLarge(DeskfleetError):
+    """The request is too large."""
+
+    code = "request.too-large"
+
+
+class Unavailable(DeskfleetError):
+    """This can't be answered right now; try again."""
+
+    code = "service.unavailable"
+
+    def __init__(self, message: str | None = None, *, retry_after: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class StartFailed(DeskfleetError):
+    """The session could not be started."""
+
+    code = "session.start-failed"
+
+
+class SetupFailed(DeskfleetError):
+    """deskfleet can't run here."""
+
+    code = "setup.failed"
+
+
+class ProtocolError(DeskfleetError):
+    """The peer broke the link protocol."""
+
+    code = "link.protocol"
+
+
+class StoreFailed(DeskfleetError):
+    """The store failed."""
+
+    code = "store.failed"
+
+
+class Compacted(DeskfleetError):
+    """The changes asked for are no longer kept."""
+
+    code = "store.compacted"
+
+
+class Stale(DeskfleetError):
+    """The records have changed since they were read."""
+
+    code = "store.stale"

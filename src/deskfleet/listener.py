@@ -1,0 +1,101 @@
+"""One TLS listener: an ASGI application on a socket, inside somebody else's event loop.
+
+The socket is bound before anything else is started, so that a taken port is found out first.
+Signals belong to the program, not to a listener.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import socket
+import ssl
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import uvicorn
+
+from deskfleet.errors import SetupFailed
+
+BACKLOG = 2048
+GRACE_SECONDS = 3
+"""For requests that run when a listener ends; sockets that stay open don't hold it up longer."""
+MAX_WEBSOCKET_BYTES = 4 * 1024 * 1024
+
+
+def bind(host: str, port: int, what: str) -> socket.socket:
+    """Take a port, 0 for any free one. Raises `SetupFailed` with one sentence that names it."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((host, port))
+        # Listening at once: two programs may bind the same port, but only one can listen.
+        bound.listen(BACKLOG)
+        bound.setblocking(False)
+    except OSError as error:
+        bound.close()
+        if error.errno == errno.EADDRINUSE:
+            raise SetupFailed(
+                f"port {port} for {what} is taken by another program; choose another one"
+            ) from error
+        raise SetupFailed(
+            f"port {port} for {what} can't be had on {host}: {error.strerror}"
+        ) from error
+    return bound
+
+
+def port_of(bound: socket.socket) -> int:
+    port: int = bound.getsockname()[1]
+    return port
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@contextlib.asynccontextmanager
+async def listening(
+    app: Any,
+    bound: socket.socket,
+    context: ssl.SSLContext,
+    *,
+    max_message_bytes: int = MAX_WEBSOCKET_BYTES,
+) -> AsyncIterator[None]:
+    """Serve `app` over TLS on a bound socket for as long as the context is entered.
+
+    Nothing that a client says of its own address is believed, and WebSockets are bounded.
+    """
+    config = uvicorn.Config(
+        app,
+        access_log=False,
+        log_config=None,
+        log_level="warning",
+        proxy_headers=False,
+        lifespan="off",
+        server_header=False,
+        http="httptools",
+        ws="websockets-sansio",
+        ws_max_size=max_message_bytes,
+        ws_per_message_deflate=False,
+        ws_ping_interval=20.0,
+        ws_ping_timeout=20.0,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+        ssl_context_factory=lambda _config, _default: context,
+    )
+    server = _Server(config)
+    serving = asyncio.create_task(server.serve(sockets=[bound]))
+    try:
+        while not server.started:
+            if serving.done():
+                serving.result()
+                raise SetupFailed("a listener ended before it had begun")
+            await asyncio.sleep(0.001)
+        yield
+    finally:
+        server.should_exit = True
+        await serving

@@ -1,0 +1,138 @@
+"""What a broker and an agent say to each other, and how it is written.
+
+One JSON object per WebSocket text message, tagged by its `type`; instants are RFC 3339, bytes
+are base64. Sets are always whole: a lost, doubled or late message is mended by the next one.
+`serial` is the fleet revision that a desired set was computed at, so it only grows.
+
+Law: a message that doesn't decode, or is larger than its limit, ends the link; unknown members
+are ignored, so that a newer peer can add some.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias, TypeVar
+
+import msgspec
+
+from deskfleet.core.records import Facts, Frozen, Intent, Report
+from deskfleet.errors import ProtocolError
+from deskfleet.ports import Picture, Running, SessionSpec
+
+VERSION = 1
+"""Of this protocol. A broker refuses a hello of another version."""
+
+MAX_MESSAGE_BYTES = 4 * 1024 * 1024
+"""Screenshots and full sets of some ten thousand sessions fit."""
+
+
+class Observed(Frozen, frozen=True):
+    """One session as an agent sees it."""
+
+    report: Report
+    running: Running | None = None
+    """What a broker needs to adopt a session that it doesn't know."""
+
+
+class Hello(Frozen, frozen=True, tag="hello"):
+    """The first message of an agent."""
+
+    version: int
+    facts: Facts
+    observed: tuple[Observed, ...]
+
+
+class Observation(Frozen, frozen=True, tag="observation"):
+    """The whole observed set, as of the desired set `serial` (0 before the first)."""
+
+    epoch: int
+    serial: int
+    observed: tuple[Observed, ...]
+
+
+class FactsChanged(Frozen, frozen=True, tag="facts"):
+    epoch: int
+    facts: Facts
+
+
+class Heartbeat(Frozen, frozen=True, tag="heartbeat"):
+    epoch: int
+
+
+class Screenshot(Frozen, frozen=True, tag="screenshot"):
+    """The answer to `TakeScreenshot`: pictures, or the reason why there are none."""
+
+    request: int
+    pictures: tuple[Picture, ...] = ()
+    missing: bool = False
+    reason: str | None = None
+
+
+class Welcome(Frozen, frozen=True, tag="welcome"):
+    """The answer to `Hello`: the link is this agent's only one now, and this is its epoch."""
+
+    epoch: int
+    heartbeat_seconds: float
+
+
+class Refusal(Frozen, frozen=True, tag="refusal"):
+    """Instead of `Welcome`; the link ends."""
+
+    reason: str
+    retry_after_seconds: float
+
+
+class Desire(Frozen, frozen=True):
+    """What one session on a server should be."""
+
+    spec: SessionSpec
+    intent: Intent
+    started: bool = False
+    """This generation is known to have run: if it isn't there it has ended, so don't start it."""
+
+
+class Desired(Frozen, frozen=True, tag="desired"):
+    """The whole desired set of a server. What isn't named in it is left alone."""
+
+    epoch: int
+    serial: int
+    desires: tuple[Desire, ...]
+
+
+class TakeScreenshot(Frozen, frozen=True, tag="take-screenshot"):
+    request: int
+    session_id: str
+    max_width: int
+    max_height: int
+    format: str
+
+
+FromAgent: TypeAlias = Hello | Observation | FactsChanged | Heartbeat | Screenshot
+FromBroker: TypeAlias = Welcome | Refusal | Desired | TakeScreenshot
+Message: TypeAlias = FromAgent | FromBroker
+
+T = TypeVar("T")
+
+_encoder = msgspec.json.Encoder()
+_from_agent: msgspec.json.Decoder[FromAgent] = msgspec.json.Decoder(FromAgent)
+_from_broker: msgspec.json.Decoder[FromBroker] = msgspec.json.Decoder(FromBroker)
+
+
+def encode(message: Message) -> bytes:
+    return _encoder.encode(message)
+
+
+def decode_from_agent(line: bytes | str) -> FromAgent:
+    return _decode(_from_agent, line)
+
+
+def decode_from_broker(line: bytes | str) -> FromBroker:
+    return _decode(_from_broker, line)
+
+
+def _decode(decoder: msgspec.json.Decoder[T], line: bytes | str) -> T:
+    if len(line) > MAX_MESSAGE_BYTES:
+        raise ProtocolError("a message is larger than the limit")
+    try:
+        return decoder.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ProtocolError(f"a message can't be read: {error}") from error
