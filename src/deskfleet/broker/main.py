@@ -1,0 +1,223 @@
+"""The composition root of a broker: the only place that knows all of its parts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from deskfleet.broker.service.access import Access
+from deskfleet.broker.service.convergence import Convergence, Links
+from deskfleet.broker.service.house import House
+from deskfleet.broker.service.housekeeping import Housekeeping, Pokes, Retention
+from deskfleet.broker.service.liveness import Liveness
+from deskfleet.broker.service.paging import Paging
+from deskfleet.broker.service.placing import Placing, QueueLimits
+from deskfleet.broker.service.replica import Replica
+from deskfleet.broker.service.screenshots import Screenshots
+from deskfleet.broker.service.servers import Servers
+from deskfleet.broker.service.sessions import Sessions
+from deskfleet.broker.stores.group_commit import GroupCommit
+from deskfleet.broker.stores.sql import SqlStore
+from deskfleet.broker.web.api import Defaults
+from deskfleet.broker.web.app import agent_app, client_app
+from deskfleet.broker.web.peers import PeerClient
+from deskfleet.certificates import (
+    client_context,
+    ensure_authority,
+    ensure_server_certificate,
+    machine_names,
+    server_context,
+)
+from deskfleet.core.records import Broker
+from deskfleet.errors import StoreFailed
+from deskfleet.listener import bind, listening, port_of
+from deskfleet.ports import Store
+from deskfleet.settings import BrokerSettings
+from deskfleet.system import SystemClock, SystemIds, open_key_file
+
+log = logging.getLogger(__name__)
+
+AUTHORITY_FOLDER = "tls"
+AUTHORITY_FILE = "ca.pem"
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    server: ssl.SSLContext
+    ca_file: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Doors:
+    """A running broker, as its neighbours in the same program see it."""
+
+    house: House
+    client_port: int
+    agent_port: int
+    ca_file: Path
+
+
+def store_url(settings: BrokerSettings) -> str:
+    return settings.store or f"sqlite:///{settings.state / 'fleet.db'}"
+
+
+def open_state(settings: BrokerSettings) -> None:
+    """Make the state folder; nobody else may look into it."""
+    settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def open_tls(state: Path, name: str) -> Tls:
+    """Have certificates for this machine, made now where they are missing."""
+    clock = SystemClock()
+    authority = ensure_authority(state / AUTHORITY_FOLDER, clock)
+    certificate, key = ensure_server_certificate(
+        authority, state / AUTHORITY_FOLDER, name, clock, machine_names()
+    )
+    return Tls(server_context(certificate, key), state / AUTHORITY_FOLDER / AUTHORITY_FILE)
+
+
+@contextlib.asynccontextmanager
+async def access_only(settings: BrokerSettings) -> AsyncIterator[Access]:
+    """Give access to the clients of a fleet without serving it: for the command line."""
+    open_state(settings)
+    commits = GroupCommit(SqlStore(store_url(settings)))
+    try:
+        replica = Replica(commits)
+        await replica.load()
+        signer = open_key_file(settings.state / "keys" / "store.key")
+        yield Access(replica, SystemClock(), SystemIds(), signer)
+    finally:
+        await commits.close()
+
+
+@contextlib.asynccontextmanager
+async def running(settings: BrokerSettings, store: Store | None = None) -> AsyncIterator[Doors]:
+    """Run a broker for as long as the context is entered.
+
+    Ports are taken first. A broker whose store fails ends the program: it must not go on
+    answering from memory.
+    """
+    open_state(settings)
+    clients = bind(settings.client_host, settings.client_port, "API clients")
+    try:
+        agents = bind(settings.agent_host, settings.agent_port, "agents")
+    except BaseException:
+        clients.close()
+        raise
+    with contextlib.closing(clients), contextlib.closing(agents):
+        tls = await asyncio.to_thread(open_tls, settings.state, "broker")
+        commits = GroupCommit(store or SqlStore(store_url(settings)))
+        try:
+            async with _parts(settings, commits, tls, clients, agents) as doors:
+                yield doors
+        finally:
+            await commits.close()
+
+
+@contextlib.asynccontextmanager
+async def _parts(
+    settings: BrokerSettings,
+    commits: GroupCommit,
+    tls: Tls,
+    clients: socket.socket,
+    agents: socket.socket,
+) -> AsyncIterator[Doors]:
+    # Long because it is the list of all parts, in the order in which they know each other.
+    clock, ids = SystemClock(), SystemIds()
+    signer = open_key_file(settings.state / "keys" / "store.key")
+    host = settings.advertise or socket.gethostname()
+    me = Broker(id=ids.uuid(), url=f"https://{host}:{port_of(agents)}")
+    replica = Replica(commits)
+    liveness = Liveness(replica, clock, broker_id=me.id, beat_seconds=settings.broker_beat_seconds)
+    await replica.load()
+    access = Access(replica, clock, ids, signer)
+    await access.ensure_signing_key()
+    limits = QueueLimits(
+        settings.create_sessions_queue_max_size,
+        timedelta(seconds=settings.create_sessions_queue_max_time_seconds),
+    )
+    placing = Placing(replica, liveness, clock, ids, limits)
+    token_life = timedelta(minutes=settings.connect_session_token_duration_minutes)
+    sessions = Sessions(replica, liveness, placing, access, clock, token_life=token_life)
+    convergence = Convergence(
+        replica,
+        clock,
+        me.id,
+        settings.agent_heartbeat_seconds,
+        settings.create_sessions_number_of_retries_on_failure,
+    )
+    links = Links(convergence, grace_seconds=settings.agent_heartbeat_seconds)
+    retention = Retention(
+        timedelta(seconds=settings.delete_session_duration_seconds),
+        settings.seconds_before_deleting_unreachable_dcv_server,
+    )
+    housekeeping = Housekeeping(replica, liveness, placing, clock, me, retention)
+    http = httpx.AsyncClient(verify=client_context(tls.ca_file))
+    peers = PeerClient(access, http, clock)
+    pokes = Pokes(liveness, peers.poke)
+    replica.after_commit(pokes.want)
+    replica.subscribe(lambda _entries: placing.look_again() if replica.fleet.waiting() else None)
+    house = House(
+        replica=replica,
+        access=access,
+        sessions=sessions,
+        servers=Servers(replica, liveness, placing),
+        screenshots=Screenshots(replica, liveness, sessions, links, peers.screenshot),
+        links=links,
+        housekeeping=housekeeping,
+        paging=Paging(signer),
+        clock=clock,
+        ids=ids,
+    )
+    defaults = Defaults(
+        settings.session_screenshot_max_width,
+        settings.session_screenshot_max_height,
+        settings.session_screenshot_format,
+        settings.autorun_file_arguments_max_size,
+        settings.autorun_file_arguments_max_argument_length,
+    )
+    chores: list[Callable[[], Coroutine[Any, Any, None]]] = [
+        placing.run,
+        lambda: housekeeping.beat(settings.broker_beat_seconds),
+        lambda: housekeeping.poll(settings.poll_seconds),
+        housekeeping.sweep,
+        pokes.run,
+    ]
+    async with (
+        http,
+        _chores(chores),
+        listening(client_app(house, defaults), clients, tls.server),
+        listening(agent_app(house), agents, tls.server),
+    ):
+        log.info("broker.started", extra={"broker_id": me.id, "url": me.url})
+        try:
+            yield Doors(house, port_of(clients), port_of(agents), tls.ca_file)
+        finally:
+            await links.close()
+            with contextlib.suppress(StoreFailed):
+                await housekeeping.retire()
+            log.info("broker.stopped", extra={"broker_id": me.id})
+
+
+@contextlib.asynccontextmanager
+async def _chores(
+    chores: list[Callable[[], Coroutine[Any, Any, None]]],
+) -> AsyncIterator[None]:
+    """Run the chores beside the body; a chore that fails ends the broker."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(chore()) for chore in chores]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()

@@ -1,0 +1,1 @@
+"""Use cases, one verb each: catch up, ask the core, commit, tell."""

@@ -1,0 +1,298 @@
+"""Keeps each linked server on its way to what is wanted of it.
+
+An `AgentSession` is the broker's side of one link: it writes what the agent says, under the
+fence of the link's epoch, and sends the whole desired set whenever the fleet has changed for
+that server, and every minute in any case. `Links` knows the links that this broker holds.
+
+A server that is lost is only marked as such after a grace, so that an agent's restart is not
+seen by clients; a link that another broker has taken over ends by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from deskfleet.broker.service.observing import (
+    Fence,
+    desires,
+    open_link,
+    take_facts,
+    take_observed,
+)
+from deskfleet.broker.service.replica import Entries, Replica
+from deskfleet.core.change import Change, ChangeSet, Put, Tombstone
+from deskfleet.core.records import Link, Report, Session
+from deskfleet.core.session import replace
+from deskfleet.errors import Missing, ProtocolError, Stale, Unavailable
+from deskfleet.ports import Clock, Picture
+from deskfleet.wire.link import BrokerLink
+from deskfleet.wire.messages import (
+    Desire,
+    FactsChanged,
+    FromAgent,
+    FromBroker,
+    Hello,
+    Observation,
+    Observed,
+    Screenshot,
+    TakeScreenshot,
+)
+
+log = logging.getLogger(__name__)
+
+FULL_SET_SECONDS = 60.0
+LOAD_SECONDS = 30.0
+SCREENSHOT_SECONDS = 10.0
+
+Send = Callable[[FromBroker], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Convergence:
+    """What all links of a broker share."""
+
+    replica: Replica
+    clock: Clock
+    broker_id: str
+    heartbeat_seconds: float
+    retries: int
+
+
+class AgentSession:
+    def __init__(self, house: Convergence, server_id: str, send: Send) -> None:
+        self.server_id = server_id
+        self.link = BrokerLink(house.clock.monotonic(), house.heartbeat_seconds)
+        self._house = house
+        self._fleet = house.replica.fleet
+        self._send = send
+        self._observed: tuple[Observed, ...] = ()
+        self._sent: tuple[Desire, ...] | None = None
+        self._sent_at = 0.0
+        self._dirty = asyncio.Event()
+        self._load_written_at = house.clock.monotonic()
+        self._screenshots: dict[int, asyncio.Future[Screenshot]] = {}
+        self._requests = 0
+        self.ended = asyncio.Event()
+
+    async def greet(self, hello: Hello) -> None:
+        """Take over the server's link and tell its agent so."""
+        fleet, house = self._fleet, self._house
+        facts = replace(hello.facts, id=self.server_id)
+
+        def decision() -> tuple[int, ChangeSet]:
+            now = house.clock.now()
+            changes = open_link(fleet, self.server_id, house.broker_id, now)
+            changes += take_facts(fleet, facts, even_load=True)
+            changes += self._consequences(hello.observed)
+            link = changes[0]
+            assert isinstance(link, Put)
+            assert isinstance(link.record, Link)
+            return link.record.epoch, tuple(changes)
+
+        epoch = await house.replica.decide(decision)
+        self._observed = hello.observed
+        await self._send(self.link.welcome(epoch))
+        self._dirty.set()
+        log.info("link.opened", extra={"server_id": self.server_id, "epoch": epoch})
+
+    async def hear(self, message: FromAgent) -> None:
+        """Act on a message of an open link. Raises `Stale` when the link was superseded."""
+        match message:
+            case Observation():
+                self._observed = message.observed
+                await self._write(lambda: self._consequences(message.observed))
+                # What it observed may ask for a stop that no record would bring about.
+                self._dirty.set()
+            case FactsChanged():
+                facts = replace(message.facts, id=self.server_id)
+                even_load = self._is_load_due()
+                await self._write(lambda: take_facts(self._fleet, facts, even_load=even_load))
+            case Screenshot():
+                waiting = self._screenshots.pop(message.request, None)
+                if waiting is not None and not waiting.done():
+                    waiting.set_result(message)
+
+    async def _write(self, decision: Callable[[], list[Change]]) -> None:
+        fence = Fence(self.server_id, self._house.broker_id, self.link.epoch)
+
+        def fenced() -> tuple[None, ChangeSet]:
+            check = fence.check(self._fleet)
+            changes = decision()
+            return None, (check, *changes) if changes else ()
+
+        await self._house.replica.decide(fenced)
+
+    def _consequences(self, observed: Sequence[Observed]) -> list[Change]:
+        return take_observed(
+            self._fleet,
+            self.server_id,
+            observed,
+            self._house.clock.now(),
+            retries=self._house.retries,
+        )
+
+    def _is_load_due(self) -> bool:
+        now = self._house.clock.monotonic()
+        if now - self._load_written_at < LOAD_SECONDS:
+            return False
+        self._load_written_at = now
+        return True
+
+    # The desired set
+
+    def concerns(self, session_ids: set[str]) -> bool:
+        """Tell whether any of these sessions is, or was, on this server."""
+        return any(one.report.id in session_ids for one in self._observed) or any(
+            desire.spec.session_id in session_ids for desire in self._sent or ()
+        )
+
+    def look_again(self) -> None:
+        self._dirty.set()
+
+    async def converge(self) -> None:
+        """Send the desired set whenever it has changed, until the link ends."""
+        while True:
+            try:
+                await asyncio.wait_for(self._dirty.wait(), FULL_SET_SECONDS)
+            except TimeoutError:
+                self._sent = None
+                await self._house.replica.catch_up()
+            self._dirty.clear()
+            wanted = desires(self._fleet, self.server_id, self._observed)
+            if wanted != self._sent:
+                self._sent = wanted
+                await self._send(self.link.desired(self._fleet.revision, wanted))
+
+    # Screenshots
+
+    async def take_screenshot(
+        self, session_id: str, *, max_width: int, max_height: int, format: str
+    ) -> tuple[Picture, ...]:
+        self._requests += 1
+        number = self._requests
+        waiting = self._screenshots[number] = asyncio.get_running_loop().create_future()
+        try:
+            await self._send(
+                TakeScreenshot(
+                    request=number,
+                    session_id=session_id,
+                    max_width=max_width,
+                    max_height=max_height,
+                    format=format,
+                )
+            )
+            answer: Screenshot = await asyncio.wait_for(waiting, SCREENSHOT_SECONDS)
+        except TimeoutError as error:
+            raise Unavailable("the server did not send a screenshot in time") from error
+        finally:
+            self._screenshots.pop(number, None)
+        if answer.missing:
+            raise Missing(answer.reason)
+        if answer.reason is not None:
+            raise Unavailable(answer.reason)
+        return answer.pictures
+
+    def end(self) -> None:
+        self.link.end()
+        self.ended.set()
+        for waiting in self._screenshots.values():
+            if not waiting.done():
+                waiting.set_exception(Unavailable("the server was lost meanwhile"))
+
+
+class Links:
+    """The agent links that this broker holds."""
+
+    def __init__(self, house: Convergence, *, grace_seconds: float) -> None:
+        self._house = house
+        self._grace_seconds = grace_seconds
+        self._held: dict[str, AgentSession] = {}
+        self._partings: set[asyncio.Task[None]] = set()
+        self._closed = False
+        house.replica.subscribe(self._spread)
+
+    def of(self, server_id: str) -> AgentSession | None:
+        return self._held.get(server_id)
+
+    def new(self, server_id: str, send: Send) -> AgentSession:
+        return AgentSession(self._house, server_id, send)
+
+    async def greet(self, agent: AgentSession, message: FromAgent) -> None:
+        """Open a link with its first message."""
+        hello = agent.link.receive(message, self._house.clock.monotonic())
+        if not isinstance(hello, Hello):
+            raise ProtocolError("a link begins with a hello")
+        await agent.greet(hello)
+        old = self._held.get(agent.server_id)
+        if old is not None:
+            old.end()
+        self._held[agent.server_id] = agent
+
+    def part(self, agent: AgentSession) -> None:
+        """Let go of a link that has ended; after the grace the server counts as lost."""
+        agent.end()
+        if self._held.get(agent.server_id) is not agent:
+            return
+        del self._held[agent.server_id]
+        if self._closed:
+            # This broker's record goes with it, which tells as much as a lost link.
+            return
+        log.info("link.lost", extra={"server_id": agent.server_id, "epoch": agent.link.epoch})
+        parting = asyncio.create_task(self._mark_lost(agent.server_id, agent.link.epoch))
+        self._partings.add(parting)
+        parting.add_done_callback(self._partings.discard)
+
+    async def close(self) -> None:
+        self._closed = True
+        for agent in list(self._held.values()):
+            agent.end()
+        for parting in self._partings:
+            parting.cancel()
+        await asyncio.gather(*self._partings, return_exceptions=True)
+
+    async def _mark_lost(self, server_id: str, epoch: int) -> None:
+        await asyncio.sleep(self._grace_seconds)
+        fleet = self._house.replica.fleet
+
+        def decision() -> tuple[None, ChangeSet]:
+            link = fleet.link(server_id)
+            if link is None or link.epoch != epoch or not link.up:
+                return None, ()
+            lost = replace(link, up=False)
+            return None, (Put(lost, fleet.revision_of(Link, server_id)),)
+
+        try:
+            await self._house.replica.decide(decision)
+        except (Stale, Unavailable):
+            log.warning("link.loss-not-written", extra={"server_id": server_id})
+
+    def _spread(self, entries: Entries) -> None:
+        """Wake the links that a change concerns; end those that another broker has taken."""
+        gone: set[str] = set()
+        for entry in entries:
+            if isinstance(entry, Tombstone):
+                if entry.kind == "session":
+                    gone.add(entry.id)
+                continue
+            record = entry.record
+            if isinstance(record, Session):
+                for server_id in {record.server_id, *record.tried[-1:]}:
+                    self._wake(server_id)
+            elif isinstance(record, Report):
+                self._wake(record.server_id)
+            elif isinstance(record, Link):
+                held = self._held.get(record.id)
+                if held is not None and record.epoch > held.link.epoch:
+                    held.end()
+        if gone:
+            for held in self._held.values():
+                if held.concerns(gone):
+                    held.look_again()
+
+    def _wake(self, server_id: str | None) -> None:
+        held = None if server_id is None else self._held.get(server_id)
+        if held is not None:
+            held.look_again()

@@ -1,0 +1,29 @@
+"""All use cases of one broker, for its doors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from deskfleet.broker.service.access import Access
+from deskfleet.broker.service.convergence import Links
+from deskfleet.broker.service.housekeeping import Housekeeping
+from deskfleet.broker.service.paging import Paging
+from deskfleet.broker.service.replica import Replica
+from deskfleet.broker.service.screenshots import Screenshots
+from deskfleet.broker.service.servers import Servers
+from deskfleet.broker.service.sessions import Sessions
+from deskfleet.ports import Clock, Ids
+
+
+@dataclass(frozen=True, slots=True)
+class House:
+    replica: Replica
+    access: Access
+    sessions: Sessions
+    servers: Servers
+    screenshots: Screenshots
+    links: Links
+    housekeeping: Housekeeping
+    paging: Paging
+    clock: Clock
+    ids: Ids

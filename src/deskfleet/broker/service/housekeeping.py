@@ -1,0 +1,178 @@
+"""What a broker does without being asked: beat, poll, and forget what has had its time.
+
+Everything here is safe to run twice, on two brokers, with old information: each write has its
+precondition, and losing a race means that somebody else did the work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import islice
+
+from deskfleet.broker.service.liveness import Liveness
+from deskfleet.broker.service.placing import Placing
+from deskfleet.broker.service.replica import Replica
+from deskfleet.core.change import Change, ChangeSet, Drop, Put
+from deskfleet.core.records import Broker, Facts, Report, Server, Session
+from deskfleet.errors import Unavailable
+from deskfleet.ports import Clock
+
+log = logging.getLogger(__name__)
+
+SWEEP_SECONDS = 5.0
+DEAD_BROKER_SECONDS = 300.0
+"""Long after nobody needs the record of a dead broker any more."""
+SWEEP_BATCH = 500
+KEPT_TOMBSTONES = 100_000
+"""A broker that lags by more revisions than this loads everything again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    ended_sessions: timedelta
+    silent_servers_seconds: float
+
+
+class Housekeeping:
+    def __init__(
+        self,
+        replica: Replica,
+        liveness: Liveness,
+        placing: Placing,
+        clock: Clock,
+        broker: Broker,
+        retention: Retention,
+    ) -> None:
+        self._replica = replica
+        self._fleet = replica.fleet
+        self._liveness = liveness
+        self._placing = placing
+        self._clock = clock
+        self._broker = broker
+        self._retention = retention
+        self._silent_since: dict[str, float] = {}
+        self._poked = asyncio.Event()
+        self._retired = False
+
+    def poke(self) -> None:
+        """Look at the store now: another broker says that it has written."""
+        self._poked.set()
+
+    async def beat(self, every_seconds: float) -> None:
+        """Show that this broker lives, until cancelled."""
+        while True:
+            await self._replica.decide(self._decide_beat)
+            await asyncio.sleep(every_seconds)
+
+    async def retire(self) -> None:
+        """Take this broker's record away, so that nobody waits for it."""
+        self._retired = True
+
+        def decision() -> tuple[None, ChangeSet]:
+            revision = self._fleet.revision_of(Broker, self._broker.id)
+            return None, (Drop("broker", self._broker.id, revision),) if revision else ()
+
+        await self._replica.decide(decision)
+
+    async def poll(self, every_seconds: float) -> None:
+        """Catch up with the store regularly, and at once when poked, until cancelled."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._poked.wait(), every_seconds)
+            self._poked.clear()
+            with contextlib.suppress(Unavailable):
+                await self._replica.catch_up()
+
+    async def sweep(self) -> None:
+        """Forget what has had its time, until cancelled."""
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            with contextlib.suppress(Unavailable):
+                await self._replica.decide(self._decide_sweep)
+                await self._replica.compact(KEPT_TOMBSTONES)
+            if self._fleet.waiting():
+                self._placing.look_again()
+
+    def _decide_beat(self) -> tuple[None, ChangeSet]:
+        if self._retired:
+            return None, ()
+        mine = self._fleet.get(Broker, self._broker.id) or self._broker
+        beaten = Broker(id=mine.id, url=mine.url, beat=mine.beat + 1)
+        return None, (Put(beaten, self._fleet.revision_of(Broker, mine.id)),)
+
+    def _decide_sweep(self) -> tuple[None, ChangeSet]:
+        changes: list[Change] = [
+            Drop("broker", broker.id, self._fleet.revision_of(Broker, broker.id))
+            for broker in self._liveness.dead(for_seconds=DEAD_BROKER_SECONDS)
+        ]
+        horizon = self._clock.now() - self._retention.ended_sessions
+        old = (
+            session
+            for session in self._fleet.each(Session)
+            if session.ended_at is not None and session.ended_at <= horizon
+        )
+        for session in islice(old, SWEEP_BATCH):
+            changes.append(
+                Drop("session", session.id, self._fleet.revision_of(Session, session.id))
+            )
+            reported = self._fleet.revision_of(Report, session.id)
+            if reported:
+                changes.append(Drop("report", session.id, reported))
+        for server_id in self._silent_servers():
+            changes.append(Drop("server", server_id, self._fleet.revision_of(Server, server_id)))
+            told = self._fleet.revision_of(Facts, server_id)
+            if told:
+                changes.append(Drop("facts", server_id, told))
+        return None, tuple(changes)
+
+    def _silent_servers(self) -> list[str]:
+        """Return the empty servers that have been silent for too long, by our own clock.
+
+        The link's record stays: its epoch must keep growing when the agent comes back.
+        """
+        now = self._clock.monotonic()
+        silent = {
+            server.id: self._silent_since.get(server.id, now)
+            for server in self._fleet.each(Server)
+            if not self._liveness.is_reachable(server.id)
+        }
+        self._silent_since = silent
+        limit = self._retention.silent_servers_seconds
+        return [
+            server_id
+            for server_id, since in silent.items()
+            if now - since >= limit and not self._fleet.seats(server_id).taken
+        ]
+
+
+Poke = Callable[[Broker], Awaitable[None]]
+
+
+class Pokes:
+    """Tells the other brokers that there is something new in the store.
+
+    A hint only: who misses it finds out at its next poll. Many commits make one poke.
+    """
+
+    def __init__(self, liveness: Liveness, poke: Poke) -> None:
+        self._liveness = liveness
+        self._poke = poke
+        self._wanted = asyncio.Event()
+
+    def want(self) -> None:
+        self._wanted.set()
+
+    async def run(self) -> None:
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            others = self._liveness.others()
+            if others:
+                await asyncio.gather(*(self._poke(other) for other in others))
+            # At most this often: a burst of commits is one piece of news.
+            await asyncio.sleep(0.01)

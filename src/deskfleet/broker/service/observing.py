@@ -1,0 +1,157 @@
+"""What a server's reports change: pure decisions over the fleet.
+
+Laws: only the server that a session is placed on, in the generation that it is placed with, can
+say anything of it; what it says is written under the fence of its link; a session that nobody
+knows is adopted, never killed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from deskfleet.core.change import ABSENT, Change, Check, Put
+from deskfleet.core.fleet import Fleet
+from deskfleet.core.records import (
+    Facts,
+    Host,
+    Intent,
+    Link,
+    Phase,
+    Report,
+    Server,
+    Session,
+    SessionRequest,
+)
+from deskfleet.core.session import Stage, has_run, is_about, replace, settle, stage
+from deskfleet.errors import Stale
+from deskfleet.ports import SessionSpec
+from deskfleet.wire.messages import Desire, Observed
+
+ALIVE = {Phase.STARTING, Phase.RUNNING}
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """The link that a message came on."""
+
+    server_id: str
+    broker_id: str
+    epoch: int
+
+    def check(self, fleet: Fleet) -> Check:
+        """Return the precondition of all that is written for this link.
+
+        Raises `Stale` where the link is not the server's only one any more.
+        """
+        link = fleet.link(self.server_id)
+        if link is None or (link.broker_id, link.epoch) != (self.broker_id, self.epoch):
+            raise Stale(f"the link of {self.server_id} has been superseded")
+        return Check("link", self.server_id, fleet.revision_of(Link, self.server_id))
+
+
+def open_link(fleet: Fleet, server_id: str, broker_id: str, now: datetime) -> list[Change]:
+    """Make this broker the holder of a server's link, with a new epoch."""
+    old = fleet.link(server_id)
+    epoch = 1 if old is None else old.epoch + 1
+    link = Link(id=server_id, broker_id=broker_id, epoch=epoch)
+    changes: list[Change] = [Put(link, fleet.revision_of(Link, server_id))]
+    if fleet.server(server_id) is None:
+        # It was forgotten while it was away.
+        changes.append(Put(Server(id=server_id, registered_at=now), ABSENT))
+    return changes
+
+
+def take_facts(fleet: Fleet, facts: Facts, *, even_load: bool) -> list[Change]:
+    """Write what is new; what moves every few seconds only where `even_load` says so."""
+    old = fleet.facts(facts.id)
+    if old is not None and (old == facts or (not even_load and _steady(old) == _steady(facts))):
+        return []
+    return [Put(facts, fleet.revision_of(Facts, facts.id))]
+
+
+def _steady(facts: Facts) -> Facts:
+    host: Host = replace(facts.host, memory_used=0, swap_used=0, load=None)
+    return replace(facts, host=host)
+
+
+def take_observed(
+    fleet: Fleet, server_id: str, observed: Iterable[Observed], now: datetime, *, retries: int
+) -> list[Change]:
+    """Draw the consequences of a whole observed set."""
+    changes: list[Change] = []
+    taken: set[str] = set()
+    for one in observed:
+        if one.report.id in taken:
+            continue
+        taken.add(one.report.id)
+        report = replace(one.report, server_id=server_id)
+        session = fleet.session(report.id)
+        if session is None:
+            changes += _adopt(fleet, server_id, one, report, now)
+        elif is_about(report, session) and stage(session) is not Stage.ENDED:
+            changes += _take_report(fleet, session, report, now, retries=retries)
+    return changes
+
+
+def _take_report(
+    fleet: Fleet, session: Session, report: Report, now: datetime, *, retries: int
+) -> list[Change]:
+    changes: list[Change] = []
+    old = fleet.report(report.id)
+    if old is not None and is_about(old, session):
+        if old.phase is Phase.RUNNING and report.phase is Phase.STARTING:
+            report = replace(report, phase=Phase.RUNNING)
+        if report.last_disconnection_at is None:
+            report = replace(report, last_disconnection_at=old.last_disconnection_at)
+    if old != report:
+        changes.append(Put(report, fleet.revision_of(Report, report.id)))
+    settled = settle(session, report, now, retries=retries)
+    if settled is not session:
+        changes.append(Put(settled, fleet.revision_of(Session, session.id)))
+    return changes
+
+
+def _adopt(
+    fleet: Fleet, server_id: str, one: Observed, report: Report, now: datetime
+) -> list[Change]:
+    running = one.running
+    if running is None or report.phase is not Phase.RUNNING:
+        return []
+    session = Session(
+        id=report.id,
+        request=SessionRequest(name=running.name, owner=running.owner, type=running.type),
+        created_at=running.created_at or now,
+        server_id=server_id,
+        generation=report.generation,
+        adopted=True,
+    )
+    return [Put(session, ABSENT), Put(report, fleet.revision_of(Report, report.id))]
+
+
+def desires(fleet: Fleet, server_id: str, observed: Sequence[Observed]) -> tuple[Desire, ...]:
+    """Compute the whole desired set of a server.
+
+    It names what is placed there and, to be stopped, what runs there in spite of having ended or
+    having been placed anew. What it doesn't name is left alone.
+    """
+    wanted = {
+        session.id: Desire(
+            spec=_spec(session, session.generation),
+            intent=session.intent,
+            started=has_run(session, fleet.report(session.id)),
+        )
+        for session in fleet.sessions_on(server_id)
+    }
+    for one in observed:
+        report = one.report
+        session = fleet.session(report.id)
+        if session is None or report.phase not in ALIVE or report.id in wanted:
+            continue
+        wanted[report.id] = Desire(spec=_spec(session, report.generation), intent=Intent.STOP)
+    return tuple(wanted.values())
+
+
+def _spec(session: Session, generation: int) -> SessionSpec:
+    return SessionSpec(session_id=session.id, generation=generation, request=session.request)

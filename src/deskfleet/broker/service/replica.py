@@ -1,0 +1,124 @@
+"""Keeps a `Fleet` equal to the store.
+
+`catch_up` before a decision or an answer: what was committed anywhere before the call is in the
+fleet after it. `commit` writes conditionally and takes the result in. Whoever needs to act on
+changes subscribes; listeners are called in the event loop, after the fleet has changed, and must
+not block. Retrying a lost race is the one job of `decide`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeAlias, TypeVar
+
+from deskfleet.core.change import ChangeSet, Drop, Put, Stored, Tombstone
+from deskfleet.core.fleet import Fleet
+from deskfleet.core.records import Revision
+from deskfleet.errors import Compacted, Stale, Unavailable
+
+Entries: TypeAlias = Sequence[Stored | Tombstone]
+Listener: TypeAlias = Callable[[Entries], None]
+T = TypeVar("T")
+
+ATTEMPTS = 12
+"""Of a decision that keeps losing its races, before the client is told to come again."""
+
+
+class Commits(Protocol):
+    """The store from the event loop's side (`GroupCommit`)."""
+
+    async def load(self) -> tuple[Revision, Sequence[Stored]]: ...
+
+    async def changes(self, since: Revision) -> tuple[Revision, Entries]: ...
+
+    async def commit(self, change_set: ChangeSet) -> Revision: ...
+
+    async def compact(self, before: Revision) -> None: ...
+
+
+class Replica:
+    def __init__(self, commits: Commits) -> None:
+        self.fleet = Fleet()
+        self._commits = commits
+        self._listeners: list[Listener] = []
+        self._after_commit: list[Callable[[], None]] = []
+
+    def subscribe(self, listener: Listener) -> None:
+        self._listeners.append(listener)
+
+    def after_commit(self, told: Callable[[], None]) -> None:
+        """Call `told` after each commit of this broker: other brokers want to be poked."""
+        self._after_commit.append(told)
+
+    async def load(self) -> None:
+        revision, entries = await self._commits.load()
+        self._take(revision, list(entries))
+
+    async def catch_up(self) -> None:
+        since = self.fleet.revision
+        try:
+            revision, entries = await self._commits.changes(since)
+        except Compacted:
+            await self._reload()
+            return
+        if revision > self.fleet.revision or entries:
+            self._take(revision, entries)
+
+    async def commit(self, change_set: ChangeSet) -> Revision:
+        """Write a change set and take it in. Raises `Stale` when a precondition no longer holds."""
+        revision = await self._commits.commit(change_set)
+        if revision == self.fleet.revision + 1:
+            self._take(revision, _entries(change_set, revision))
+        elif revision > self.fleet.revision:
+            await self.catch_up()
+        for told in self._after_commit:
+            told()
+        return revision
+
+    async def compact(self, keep: int) -> None:
+        """Let the store forget tombstones that are `keep` revisions old."""
+        await self._commits.compact(self.fleet.revision - keep)
+
+    async def decide(self, decision: Callable[[], tuple[T, ChangeSet]]) -> T:
+        """Catch up, decide, commit; again from the start where the race was lost.
+
+        A decision with nothing to write is answered from the fleet as caught up.
+        """
+        for attempt in range(ATTEMPTS):
+            await self.catch_up()
+            answer, change_set = decision()
+            if not change_set:
+                return answer
+            try:
+                await self.commit(change_set)
+            except Stale:
+                await asyncio.sleep(random.uniform(0, 0.002 * 2**attempt))  # noqa: S311
+                continue
+            return answer
+        raise Unavailable("too many changes at once; try again")
+
+    async def _reload(self) -> None:
+        """Start over after having been away for longer than tombstones are kept."""
+        revision, entries = await self._commits.load()
+        fresh = {entry.key for entry in entries}
+        gone = [Tombstone(revision, *key) for key in self.fleet.all_keys() if key not in fresh]
+        self._take(revision, [*entries, *gone])
+
+    def _take(self, revision: Revision, entries: Entries) -> None:
+        news = [entry for entry in entries if self.fleet.apply(entry)]
+        self.fleet.revision = max(self.fleet.revision, revision)
+        if news:
+            for listener in self._listeners:
+                listener(news)
+
+
+def _entries(change_set: ChangeSet, revision: Revision) -> list[Stored | Tombstone]:
+    entries: list[Stored | Tombstone] = []
+    for change in change_set:
+        if isinstance(change, Put):
+            entries.append(Stored(revision, change.record))
+        elif isinstance(change, Drop):
+            entries.append(Tombstone(revision, change.kind, change.id))
+    return entries

@@ -1,0 +1,100 @@
+"""Pictures of sessions, asked of the servers that run them.
+
+The one use case that waits for a server. A server whose link another broker holds is asked
+through that broker. Pictures pass through; nothing is stored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from deskfleet.broker.service.convergence import Links
+from deskfleet.broker.service.liveness import Liveness
+from deskfleet.broker.service.replica import Replica
+from deskfleet.broker.service.sessions import Sessions
+from deskfleet.core.placement import Refusal
+from deskfleet.core.records import Broker
+from deskfleet.core.session import State
+from deskfleet.errors import Missing, Unavailable
+from deskfleet.ports import Picture
+
+NO_SUCH_SESSION = Refusal("Dcv session not found.")
+"""Compared by clients, letter by letter."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    session_id: str
+    max_width: int
+    max_height: int
+    format: str
+
+
+Shot: TypeAlias = tuple[Picture, ...] | Refusal
+AskBroker: TypeAlias = Callable[[Broker, Wish], Awaitable[Shot]]
+"""Asks another broker for the pictures of a session on a server that is linked to it."""
+
+
+class Screenshots:
+    def __init__(
+        self,
+        replica: Replica,
+        liveness: Liveness,
+        sessions: Sessions,
+        links: Links,
+        ask_broker: AskBroker,
+    ) -> None:
+        self._replica = replica
+        self._fleet = replica.fleet
+        self._liveness = liveness
+        self._sessions = sessions
+        self._links = links
+        self._ask_broker = ask_broker
+
+    async def take(self, wishes: Sequence[Wish]) -> list[Shot]:
+        """Take all pictures at once; the answers stand in the order of the wishes."""
+        await self._replica.catch_up()
+        return list(await asyncio.gather(*(self._take(wish, pass_on=True) for wish in wishes)))
+
+    async def take_here(self, wish: Wish) -> Shot:
+        """Take a picture for another broker: of a server that is linked here, or not at all."""
+        await self._replica.catch_up()
+        return await self._take(wish, pass_on=False)
+
+    async def _take(self, wish: Wish, *, pass_on: bool) -> Shot:
+        session = self._fleet.session(wish.session_id)
+        if session is None:
+            return NO_SUCH_SESSION
+        state = self._sessions.view(session).seen.state
+        if state is State.DELETED or session.server_id is None:
+            return NO_SUCH_SESSION if state is State.DELETED else Refusal(_not_ready(state))
+        if state is not State.READY:
+            return Refusal(_not_ready(state))
+        agent = self._links.of(session.server_id)
+        try:
+            if agent is not None:
+                return await agent.take_screenshot(
+                    wish.session_id,
+                    max_width=wish.max_width,
+                    max_height=wish.max_height,
+                    format=wish.format,
+                )
+            return await self._elsewhere(session.server_id, wish, pass_on=pass_on)
+        except Missing:
+            return NO_SUCH_SESSION
+        except Unavailable as error:
+            return Refusal(error.message)
+
+    async def _elsewhere(self, server_id: str, wish: Wish, *, pass_on: bool) -> Shot:
+        link = self._fleet.link(server_id)
+        broker = None if link is None else self._fleet.get(Broker, link.broker_id)
+        if not pass_on or broker is None or not self._liveness.is_reachable(server_id):
+            raise Unavailable("the session's server can't be reached")
+        return await self._ask_broker(broker, wish)
+
+
+def _not_ready(state: State) -> str:
+    return f"The session is {state}; only READY sessions have a picture."

@@ -1,0 +1,247 @@
+"""What clients ask of sessions: create, describe, delete, change permissions, connect.
+
+Each function answers for one request as a whole; the parts of a batch fail alone, with a reason.
+What is decided is committed before the answer; nothing here waits for a server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+from deskfleet.broker.service.access import Access, Audience
+from deskfleet.broker.service.liveness import Liveness
+from deskfleet.broker.service.placing import Outcome, Placing
+from deskfleet.broker.service.replica import Replica
+from deskfleet.core import permissions
+from deskfleet.core import session as rules
+from deskfleet.core.change import Change, ChangeSet, Drop, Put
+from deskfleet.core.fleet import Place, place_of
+from deskfleet.core.placement import Refusal
+from deskfleet.core.records import Facts, Report, Session, SessionRequest
+from deskfleet.core.session import Seen, Stage, State
+from deskfleet.errors import Conflict, Missing, PermissionsInvalid
+from deskfleet.ports import Clock
+
+NO_SUCH_SESSION = "The requested dcvSession does not exist"
+"""Compared by clients, letter by letter."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionView:
+    """A session as it stands, for an answer."""
+
+    session: Session
+    seen: Seen
+    report: Report | None
+    facts: Facts | None
+
+
+@dataclass(frozen=True, slots=True)
+class Deletion:
+    session_id: str
+    owner: str
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PermissionsUpdate:
+    session_id: str
+    owner: str
+    permissions_file: str
+
+
+class Sessions:
+    def __init__(
+        self,
+        replica: Replica,
+        liveness: Liveness,
+        placing: Placing,
+        access: Access,
+        clock: Clock,
+        *,
+        token_life: timedelta,
+    ) -> None:
+        self._replica = replica
+        self._fleet = replica.fleet
+        self._liveness = liveness
+        self._placing = placing
+        self._access = access
+        self._clock = clock
+        self._token_life = token_life
+
+    async def create(self, requests: Sequence[SessionRequest]) -> list[Outcome]:
+        """Create sessions; the outcomes stand in the order of the requests."""
+        return list(await asyncio.gather(*(self._create(request) for request in requests)))
+
+    async def _create(self, request: SessionRequest) -> Outcome:
+        if request.permissions_file is not None:
+            refusal = _check_permissions(request.permissions_file)
+            if refusal is not None:
+                return refusal
+        return await self._placing.create(request)
+
+    def view(self, session: Session) -> SessionView:
+        report = self._fleet.report(session.id)
+        if report is not None and not rules.is_about(report, session):
+            report = None
+        server_id = session.server_id
+        reachable = server_id is not None and self._liveness.is_reachable(server_id)
+        return SessionView(
+            session=session,
+            seen=rules.seen(session, report, reachable=reachable),
+            report=report,
+            facts=None if server_id is None else self._fleet.facts(server_id),
+        )
+
+    def select(
+        self,
+        ids: Collection[str],
+        owners: Collection[str],
+        tags: Collection[tuple[str, str]],
+        after: Place | None = None,
+    ) -> Iterator[Session]:
+        """Yield the sessions after a place that match all that is given, oldest first.
+
+        The caller has caught up.
+        """
+        for session in self._candidates(ids, owners, after):
+            if all(session.request.owner == owner for owner in owners) and all(
+                self._has_tag(session, key, value) for key, value in tags
+            ):
+                yield session
+
+    def _candidates(
+        self, ids: Collection[str], owners: Collection[str], after: Place | None
+    ) -> Iterator[Session]:
+        if not ids and not owners:
+            for id in self._fleet.listed(Session, after):
+                session = self._fleet.session(id)
+                if session is not None:
+                    yield session
+            return
+        if ids:
+            found = [session for id in set(ids) if (session := self._fleet.session(id))]
+        else:
+            found = list(self._fleet.sessions_of(next(iter(owners))))
+        yield from sorted(
+            (one for one in found if after is None or place_of(one) > after), key=place_of
+        )
+
+    def _has_tag(self, session: Session, key: str, value: str) -> bool:
+        facts = None if session.server_id is None else self._fleet.facts(session.server_id)
+        return facts is not None and facts.tags.get(key) == value
+
+    async def delete(self, deletions: Sequence[Deletion]) -> list[Refusal | State]:
+        return await self._replica.decide(lambda: self._decide_deletions(deletions))
+
+    def _decide_deletions(
+        self, deletions: Sequence[Deletion]
+    ) -> tuple[list[Refusal | State], ChangeSet]:
+        changes: dict[str, tuple[Change, ...]] = {}
+        answers: list[Refusal | State] = []
+        for deletion in deletions:
+            session = self._owned(deletion.session_id, deletion.owner)
+            if session is None or rules.stage(session) is Stage.ENDED:
+                answers.append(Refusal(NO_SUCH_SESSION))
+                continue
+            answers.append(State.DELETING)
+            if deletion.force:
+                changes[session.id] = self._forget(session)
+            elif session.id not in changes:
+                deleted = rules.delete(session, self._clock.now())
+                if deleted is not session:
+                    expect = self._fleet.revision_of(Session, session.id)
+                    changes[session.id] = (Put(deleted, expect),)
+        return answers, tuple(change for group in changes.values() for change in group)
+
+    def _forget(self, session: Session) -> tuple[Change, ...]:
+        dropped: list[Change] = [
+            Drop("session", session.id, self._fleet.revision_of(Session, session.id))
+        ]
+        if self._fleet.report(session.id) is not None:
+            dropped.append(Drop("report", session.id, self._fleet.revision_of(Report, session.id)))
+        return tuple(dropped)
+
+    async def update_permissions(
+        self, updates: Sequence[PermissionsUpdate]
+    ) -> list[Refusal | None]:
+        return await self._replica.decide(lambda: self._decide_permissions(updates))
+
+    def _decide_permissions(
+        self, updates: Sequence[PermissionsUpdate]
+    ) -> tuple[list[Refusal | None], ChangeSet]:
+        changes: dict[str, Change] = {}
+        answers: list[Refusal | None] = []
+        for update in updates:
+            session = self._owned(update.session_id, update.owner)
+            if session is None or rules.stage(session) is Stage.ENDED:
+                answers.append(Refusal(NO_SUCH_SESSION))
+                continue
+            refusal = _check_permissions(update.permissions_file)
+            answers.append(refusal)
+            if refusal is None:
+                request = rules.replace(session.request, permissions_file=update.permissions_file)
+                changes[session.id] = Put(
+                    rules.replace(session, request=request),
+                    self._fleet.revision_of(Session, session.id),
+                )
+        return answers, tuple(changes.values())
+
+    async def connect(self, session_id: str, user: str) -> tuple[SessionView, str]:
+        """Return a session and a fresh token that lets `user` connect to it.
+
+        Any user name is served: what a user may do is decided where the session runs. Raises
+        `Missing`, or `Conflict` for a session that is not READY.
+        """
+        await self._replica.catch_up()
+        session = self._fleet.session(session_id)
+        if session is None:
+            raise Missing("The requested session is not found")
+        view = self.view(session)
+        if view.seen.state is not State.READY:
+            raise Conflict(
+                f"The session is {view.seen.state}: it is neither in READY state"
+                " nor in any other that can be connected to"
+            )
+        claims = {
+            "dcvSessionId": session.id,
+            "dcvSessionOwner": session.request.owner,
+            "dcvSessionUser": user,
+            "dcvSessionGeneration": session.generation,
+        }
+        return view, self._access.sign(Audience.CONNECT, claims, self._token_life)
+
+    async def admit(self, session_id: str, token: str) -> str:
+        """Return the user that a connection token lets into a session.
+
+        Raises `Unauthenticated` for a token that is not ours, and `Missing` where it does not
+        open this session (any more).
+        """
+        await self._replica.catch_up()
+        claims = self._access.verify(Audience.CONNECT, token)
+        session = self._fleet.session(session_id)
+        if (
+            session is None
+            or claims.get("dcvSessionId") != session_id
+            or claims.get("dcvSessionGeneration") != session.generation
+            or rules.stage(session) is not Stage.PLACED
+        ):
+            raise Missing("the token does not open this session")
+        return str(claims["dcvSessionUser"])
+
+    def _owned(self, session_id: str, owner: str) -> Session | None:
+        # A foreign session looks like one that doesn't exist.
+        session = self._fleet.session(session_id)
+        return session if session is not None and session.request.owner == owner else None
+
+
+def _check_permissions(permissions_file: str) -> Refusal | None:
+    try:
+        permissions.decode(permissions_file)
+    except PermissionsInvalid as error:
+        where = f" (line {error.line})" if error.line else ""
+        return Refusal(f"PermissionsFile: {error.message}{where}")
+    return None

@@ -1,0 +1,130 @@
+"""The door for agents and for what checks connection tokens."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from urllib.parse import parse_qs
+from xml.sax.saxutils import escape
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from deskfleet.broker.service.convergence import AgentSession
+from deskfleet.broker.service.house import House
+from deskfleet.broker.web.limits import MAX_FORM_BYTES, body_of
+from deskfleet.errors import (
+    Missing,
+    ProtocolError,
+    Stale,
+    Unauthenticated,
+    Unavailable,
+)
+from deskfleet.wire.messages import FromBroker, decode_from_agent, encode
+
+log = logging.getLogger(__name__)
+
+HELLO_SECONDS = 10.0
+SEND_SECONDS = 30.0
+"""An agent that doesn't take a message for this long is given up."""
+
+POLICY_VIOLATION = 1008
+GOING_AWAY = 1001
+
+
+class Agents:
+    def __init__(self, house: House) -> None:
+        self._house = house
+
+    async def validate_token(self, request: Request) -> Response:
+        """Answer the verifier protocol of desktop servers: form in, XML out, always 200."""
+        try:
+            form = parse_qs((await body_of(request, MAX_FORM_BYTES)).decode(), max_num_fields=20)
+        except (UnicodeDecodeError, ValueError):
+            form = {}
+        session_id = form.get("sessionId", [""])[0]
+        token = form.get("authenticationToken", [""])[0]
+        try:
+            user = await self._house.sessions.admit(session_id, token)
+        except (Missing, Unauthenticated) as error:
+            log.info(
+                "token.refused",
+                extra={
+                    "session_id": session_id[:64],
+                    "client": form.get("clientAddress", [""])[0][:64],
+                    "reason": error.message,
+                },
+            )
+            return _verdict("no", f"<message>{escape(error.message)}</message>")
+        return _verdict("yes", f"<username>{escape(user)}</username>")
+
+    async def link(self, socket: WebSocket) -> None:
+        """Serve one agent link from its hello to its end."""
+        try:
+            server_id = await self._house.access.server_id(_bearer(socket))
+        except Unauthenticated:
+            await socket.close(POLICY_VIOLATION)
+            return
+        await socket.accept()
+
+        async def send(message: FromBroker) -> None:
+            await asyncio.wait_for(socket.send_text(encode(message).decode()), SEND_SECONDS)
+
+        agent = self._house.links.new(server_id, send)
+        try:
+            await self._serve(socket, agent)
+        except (ProtocolError, Stale) as error:
+            log.warning("link.refused", extra={"server_id": server_id, "reason": error.message})
+        except (WebSocketDisconnect, TimeoutError, ConnectionError, Unavailable):
+            log.info("link.cut", extra={"server_id": server_id})
+        finally:
+            self._house.links.part(agent)
+            with contextlib.suppress(RuntimeError, WebSocketDisconnect):
+                await socket.close(GOING_AWAY)
+
+    async def _serve(self, socket: WebSocket, agent: AgentSession) -> None:
+        first = await asyncio.wait_for(socket.receive_text(), HELLO_SECONDS)
+        await self._house.links.greet(agent, decode_from_agent(first))
+        tasks = [
+            asyncio.create_task(self._hear(socket, agent)),
+            asyncio.create_task(agent.converge()),
+            asyncio.create_task(agent.ended.wait()),
+        ]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _hear(self, socket: WebSocket, agent: AgentSession) -> None:
+        silence = agent.link.heartbeat_seconds
+        while True:
+            try:
+                text = await asyncio.wait_for(socket.receive_text(), silence)
+            except TimeoutError:
+                if agent.link.is_silent(self._house.clock.monotonic()):
+                    raise ProtocolError("the agent is silent") from None
+                continue
+            message = agent.link.receive(decode_from_agent(text), self._house.clock.monotonic())
+            if message is not None:
+                await agent.hear(message)
+
+
+def _bearer(socket: WebSocket) -> str:
+    scheme, _, token = socket.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer":
+        raise Unauthenticated
+    return token.strip()
+
+
+def _verdict(result: str, inner: str) -> Response:
+    return Response(
+        f'<auth result="{result}">{inner}</auth>',
+        headers={"Cache-Control": "no-store"},
+        media_type="text/xml",
+    )

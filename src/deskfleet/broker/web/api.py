@@ -1,0 +1,314 @@
+"""The nine operations: decode, one use case each, render.
+
+Whether a caller may call is settled before a handler runs (`app.py`). Batches answer 200 with
+their refusals inside, in the order of the request.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from deskfleet.broker.service.house import House
+from deskfleet.broker.service.screenshots import Wish
+from deskfleet.broker.service.servers import Closing, Failure
+from deskfleet.broker.service.sessions import Deletion, PermissionsUpdate, SessionView
+from deskfleet.broker.web import rendering, shapes
+from deskfleet.broker.web.bodies import decode_body, to_request
+from deskfleet.broker.web.limits import body_of
+from deskfleet.core.fleet import place_of
+from deskfleet.core.placement import Refusal
+from deskfleet.core.records import Facts, Session
+from deskfleet.core.server import Availability
+from deskfleet.core.session import Seen, State, Substate
+from deskfleet.errors import Invalid
+
+PAGE = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What holds where a request says nothing, and what a request may not exceed."""
+
+    screenshot_width: int
+    screenshot_height: int
+    screenshot_format: str
+    max_arguments: int
+    max_argument_length: int
+
+
+class Api:
+    def __init__(self, house: House, defaults: Defaults) -> None:
+        self._house = house
+        self._defaults = defaults
+        self._server_shapes: dict[str, tuple[Facts, shapes.Server]] = {}
+
+    async def describe_sessions(self, request: Request) -> Response:
+        asked = decode_body(await body_of(request), shapes.DescribeSessionsRequestData)
+        owners, tags = _filters(asked.filters or ())
+        query = ["sessions", asked.session_ids or (), owners, tags]
+        house = self._house
+        after = house.paging.after(asked.next_token, query)
+        await house.replica.catch_up()
+        rows = house.sessions.select(asked.session_ids or (), owners, tags, after)
+        page, token = house.paging.page(rows, asked.max_results or PAGE, query, place_of)
+        view = house.sessions.view
+        return self._answer(
+            shapes.DescribeSessionsResponse(
+                request_id=house.ids.uuid(),
+                sessions=[self._session(view(session)) for session in page],
+                next_token=token,
+            )
+        )
+
+    async def describe_servers(self, request: Request) -> Response:
+        asked = decode_body(await body_of(request), shapes.DescribeServersRequestData)
+        query = ["servers", asked.server_ids or ()]
+        house = self._house
+        after = house.paging.after(asked.next_token, query)
+        await house.replica.catch_up()
+        rows = house.servers.select(asked.server_ids or (), after)
+        page, token = house.paging.page(rows, asked.max_results or PAGE, query, place_of)
+        servers = []
+        for server in page:
+            view = house.servers.view(server)
+            available = Availability.UNAVAILABLE if view.unavailability else Availability.AVAILABLE
+            servers.append(
+                rendering.server_shape(
+                    view.facts,
+                    availability=available,
+                    unavailability_reason=view.unavailability,
+                    console_sessions=view.seats.console,
+                    virtual_sessions=view.seats.virtual,
+                )
+            )
+        return self._answer(
+            shapes.DescribeServersResponse(
+                request_id=house.ids.uuid(), servers=servers, next_token=token
+            )
+        )
+
+    async def create_sessions(self, request: Request) -> Response:
+        asked = decode_body(await body_of(request), list[shapes.CreateSessionRequestData])
+        limits = self._defaults
+        wishes = [
+            to_request(
+                item,
+                max_arguments=limits.max_arguments,
+                max_argument_length=limits.max_argument_length,
+            )
+            for item in asked
+        ]
+        granted = iter(
+            await self._house.sessions.create(
+                [wish for wish in wishes if not isinstance(wish, Refusal)]
+            )
+        )
+        outcomes = [wish if isinstance(wish, Refusal) else next(granted) for wish in wishes]
+        return self._answer(
+            shapes.CreateSessionsResponse(
+                request_id=self._house.ids.uuid(),
+                successful_list=[
+                    self._created(outcome) for outcome in outcomes if isinstance(outcome, Session)
+                ],
+                unsuccessful_list=[
+                    shapes.UnsuccessfulCreateSessionRequestData(
+                        create_session_request_data=item, failure_reason=outcome.reason
+                    )
+                    for item, outcome in zip(asked, outcomes, strict=True)
+                    if isinstance(outcome, Refusal)
+                ],
+            )
+        )
+
+    async def delete_sessions(self, request: Request) -> Response:
+        asked = decode_body(await body_of(request), list[shapes.DeleteSessionRequestData])
+        deletions = [
+            Deletion(item.session_id or "", item.owner or "", bool(item.force)) for item in asked
+        ]
+        answers = await self._house.sessions.delete(deletions)
+        return self._answer(
+            shapes.DeleteSessionsResponse(
+                request_id=self._house.ids.uuid(),
+                successful_list=[
+                    shapes.DeleteSessionSuccessfulResponse(
+                        session_id=deletion.session_id, state=answer
+                    )
+                    for deletion, answer in zip(deletions, answers, strict=True)
+                    if isinstance(answer, State)
+                ],
+                unsuccessful_list=[
+                    shapes.DeleteSessionUnsuccessfulResponse(
+                        session_id=item.session_id, failure_reason=answer.reason
+                    )
+                    for item, answer in zip(asked, answers, strict=True)
+                    if isinstance(answer, Refusal)
+                ],
+            )
+        )
+
+    async def update_session_permissions(self, request: Request) -> Response:
+        asked = decode_body(
+            await body_of(request), list[shapes.UpdateSessionPermissionsRequestData]
+        )
+        answers = await self._house.sessions.update_permissions(
+            [
+                PermissionsUpdate(
+                    item.session_id or "", item.owner or "", item.permissions_file or ""
+                )
+                for item in asked
+            ]
+        )
+        return self._answer(
+            shapes.UpdateSessionPermissionsResponse(
+                request_id=self._house.ids.uuid(),
+                successful_list=[
+                    shapes.UpdateSessionPermissionsSuccessfulResponse(
+                        session_id=item.session_id or ""
+                    )
+                    for item, answer in zip(asked, answers, strict=True)
+                    if answer is None
+                ],
+                unsuccessful_list=[
+                    shapes.UpdateSessionPermissionsUnsuccessfulResponse(
+                        session_id=item.session_id, failure_reason=answer.reason
+                    )
+                    for item, answer in zip(asked, answers, strict=True)
+                    if answer is not None
+                ],
+            )
+        )
+
+    async def get_session_connection_data(self, request: Request) -> Response:
+        session_id, user = request.path_params["sessionId"], request.path_params["user"]
+        view, token = await self._house.sessions.connect(session_id, user)
+        return self._answer(
+            shapes.GetSessionConnectionDataResponse(
+                session=self._session(view), connection_token=token
+            )
+        )
+
+    async def get_session_screenshots(self, request: Request) -> Response:
+        asked = decode_body(await body_of(request), list[shapes.GetSessionScreenshotRequestData])
+        answers = await self._house.screenshots.take([self._wish(item) for item in asked])
+        return self._answer(
+            shapes.GetSessionScreenshotsResponse(
+                request_id=self._house.ids.uuid(),
+                successful_list=[
+                    rendering.screenshot_shape(item.session_id or "", answer)
+                    for item, answer in zip(asked, answers, strict=True)
+                    if not isinstance(answer, Refusal)
+                ],
+                unsuccessful_list=[
+                    shapes.GetSessionScreenshotUnsuccessfulResponse(
+                        get_session_screenshot_request_data=item, failure_reason=answer.reason
+                    )
+                    for item, answer in zip(asked, answers, strict=True)
+                    if isinstance(answer, Refusal)
+                ],
+            )
+        )
+
+    async def open_servers(self, request: Request) -> Response:
+        asked = decode_body(await body_of(request), list[shapes.OpenServerRequestData])
+        answers = await self._house.servers.open([item.server_id or "" for item in asked])
+        return self._answer(
+            shapes.OpenServersResponse(
+                request_id=self._house.ids.uuid(),
+                successful_list=[
+                    shapes.OpenServerSuccessfulResponse(server_id=item.server_id or "")
+                    for item, answer in zip(asked, answers, strict=True)
+                    if answer is None
+                ],
+                unsuccessful_list=[
+                    shapes.OpenServerUnsuccessfulResponse(
+                        open_server_request_data=item,
+                        failure_code=answer.code,
+                        failure_reason=answer.reason,
+                    )
+                    for item, answer in zip(asked, answers, strict=True)
+                    if isinstance(answer, Failure)
+                ],
+            )
+        )
+
+    async def close_servers(self, request: Request) -> Response:
+        asked = decode_body(await body_of(request), list[shapes.CloseServerRequestData])
+        answers = await self._house.servers.close(
+            [Closing(item.server_id or "", bool(item.force)) for item in asked]
+        )
+        return self._answer(
+            shapes.CloseServersResponse(
+                request_id=self._house.ids.uuid(),
+                successful_list=[
+                    shapes.CloseServerSuccessfulResponse(server_id=item.server_id or "")
+                    for item, answer in zip(asked, answers, strict=True)
+                    if answer is None
+                ],
+                unsuccessful_list=[
+                    shapes.CloseServerUnsuccessfulResponse(
+                        close_server_request_data=item,
+                        failure_code=answer.code,
+                        failure_reason=answer.reason,
+                    )
+                    for item, answer in zip(asked, answers, strict=True)
+                    if isinstance(answer, Failure)
+                ],
+            )
+        )
+
+    def _wish(self, item: shapes.GetSessionScreenshotRequestData) -> Wish:
+        width, height = item.max_width, item.max_height
+        if width is not None and width < 1:
+            raise Invalid("MaxWidth must be greater than 0")
+        if height is not None and height < 1:
+            raise Invalid("MaxHeight must be greater than 0")
+        return Wish(
+            session_id=item.session_id or "",
+            max_width=width or self._defaults.screenshot_width,
+            max_height=height or self._defaults.screenshot_height,
+            format=self._defaults.screenshot_format,
+        )
+
+    def _created(self, session: Session) -> shapes.Session:
+        # The answer to a create always says so, also where a place was found at once.
+        seen = Seen(State.CREATING, Substate.SESSION_PLACING)
+        return self._session(SessionView(session, seen, None, None))
+
+    def _session(self, view: SessionView) -> shapes.Session:
+        return rendering.session_shape(
+            view.session,
+            state=view.seen.state,
+            substate=view.seen.substate,
+            reason=view.seen.reason,
+            report=view.report,
+            server=None if view.facts is None else self._server(view.facts),
+        )
+
+    def _server(self, facts: Facts) -> shapes.Server:
+        known = self._server_shapes.get(facts.id)
+        if known is not None and known[0] is facts:
+            return known[1]
+        shape = rendering.session_server_shape(facts)
+        self._server_shapes[facts.id] = (facts, shape)
+        return shape
+
+    @staticmethod
+    def _answer(answer: shapes.Answer) -> Response:
+        return Response(rendering.encode(answer), media_type="application/json")
+
+
+def _filters(
+    filters: tuple[shapes.KeyValuePair, ...],
+) -> tuple[list[str], list[tuple[str, str]]]:
+    owners, tags = [], []
+    for one in filters:
+        if one.key == "owner":
+            owners.append(one.value)
+        elif one.key.startswith("tag:"):
+            tags.append((one.key[4:], one.value))
+        else:
+            raise Invalid(f"Filters: {one.key!r} is neither owner nor tag:<key>")
+    return owners, tags

@@ -1,0 +1,156 @@
+"""What clients send, read: a body into its struct, one entry of createSessions into a request.
+
+Laws: what can't be read as a whole raises `Invalid` with one line that names the member, and no
+value of the body comes back in that line; one entry of a batch that can't be granted is a
+`Refusal`, so that the other entries live. An unknown member is answered with the words
+`Unrecognized field "X"`: clients look for them, and ask again without it.
+
+Must not: look at the fleet, or judge requirements and permissions (the core does).
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from typing import Annotated, Any, TypeVar, get_origin
+
+import msgspec
+
+from deskfleet.broker.web.shapes import MAX_ENTRIES, CreateSessionRequestData
+from deskfleet.core.placement import Refusal
+from deskfleet.core.records import SessionRequest, Type
+from deskfleet.errors import Invalid
+
+T = TypeVar("T")
+
+MAX_NAME_BYTES = 256
+TYPES = frozenset(str(each) for each in Type)
+
+_UNKNOWN_MEMBER = re.compile(
+    r"Object contains unknown field `(.*?)`(?: - at `\$[^`]*`)?", re.DOTALL
+)
+_AT = re.compile(r"(.*) - at `\$\.?(.*)`", re.DOTALL)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+def decode_body(body: bytes, type: type[T]) -> T:
+    """Read a request body as `type`: a struct of `shapes`, or a list of one.
+
+    No body at all is a struct without members, but not a list. Raises `Invalid`.
+    """
+    if not body and get_origin(type) is not list:
+        body = b"{}"
+    hashable: Any = type
+    try:
+        decoded: T = _decoder(hashable).decode(body)
+        # msgspec lets the last of two equal members win; another reader may see the first.
+        json.loads(body, object_pairs_hook=_refuse_duplicates)
+    except msgspec.ValidationError as error:
+        raise Invalid(_explain(str(error))) from None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise Invalid("The body is not valid JSON in UTF-8.") from None
+    except RecursionError:
+        raise Invalid("The body is nested too deeply.") from None
+    return decoded
+
+
+def to_request(
+    item: CreateSessionRequestData, *, max_arguments: int = 50, max_argument_length: int = 150
+) -> SessionRequest | Refusal:
+    """Turn one entry of createSessions into what the core knows, or say why it can't be granted."""
+    reason = (
+        _missing(item) or _unfit_name(item) or _unfit_files(item) or _unfit_number(item)
+    ) or _unfit_arguments(item.autorun_file_arguments or (), max_arguments, max_argument_length)
+    if reason:
+        return Refusal(reason)
+    return SessionRequest(
+        name=item.name or "",
+        owner=item.owner or "",
+        type=Type((item.type or "").upper()),
+        dcv_gl_enabled=item.dcv_gl_enabled,
+        max_concurrent_clients=item.max_concurrent_clients,
+        init_file=item.init_file or item.init_file_path or None,
+        autorun_file=item.autorun_file or None,
+        autorun_file_arguments=item.autorun_file_arguments or (),
+        permissions_file=item.permissions_file or None,
+        requirements=item.requirements or None,
+        enqueue=bool(item.enqueue_request),
+        disable_retry=bool(item.disable_retry_on_failure),
+        storage_root=item.storage_root or None,
+    )
+
+
+@functools.cache
+def _decoder(type: Any) -> msgspec.json.Decoder[Any]:
+    is_list = get_origin(type) is list
+    limited: Any = Annotated[type, msgspec.Meta(max_length=MAX_ENTRIES)] if is_list else type
+    return msgspec.json.Decoder(limited)
+
+
+def _refuse_duplicates(members: list[tuple[str, Any]]) -> None:
+    names = [name for name, _ in members]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise Invalid(f'Duplicate field "{twice}"')
+
+
+def _explain(problem: str) -> str:
+    unknown = _UNKNOWN_MEMBER.fullmatch(problem)
+    if unknown:
+        name = "".join(c for c in unknown[1] if c.isprintable())
+        return f'Unrecognized field "{name[:64]}"'
+    located = _AT.fullmatch(problem)
+    if located:
+        return f"{located[2]}: {located[1].replace('`', '')}"
+    return f"The body: {problem.replace('`', '')}"
+
+
+def _missing(item: CreateSessionRequestData) -> str | None:
+    for member, value in (("Name", item.name), ("Owner", item.owner), ("Type", item.type)):
+        if not value or value.isspace():
+            return f"{member} is required."
+    if (item.type or "").upper() not in TYPES:
+        return "Type must be CONSOLE or VIRTUAL."
+    return None
+
+
+def _unfit_name(item: CreateSessionRequestData) -> str | None:
+    for member, value in (("Name", item.name or ""), ("Owner", item.owner or "")):
+        if len(value.encode()) > MAX_NAME_BYTES:
+            return f"{member} is longer than {MAX_NAME_BYTES} bytes."
+        if _CONTROL.search(value):
+            return f"{member} contains a control character."
+        if value.startswith("-"):
+            return f"{member} must not begin with '-'."
+    return None
+
+
+def _unfit_files(item: CreateSessionRequestData) -> str | None:
+    for member, value in (
+        ("InitFilePath", item.init_file_path),
+        ("InitFile", item.init_file),
+        ("AutorunFile", item.autorun_file),
+        ("StorageRoot", item.storage_root),
+    ):
+        if value and _CONTROL.search(value):
+            return f"{member} contains a control character."
+    return None
+
+
+def _unfit_number(item: CreateSessionRequestData) -> str | None:
+    clients = item.max_concurrent_clients
+    if clients is not None and clients < 1:
+        return "MaxConcurrentClients must be at least 1."
+    return None
+
+
+def _unfit_arguments(arguments: tuple[str, ...], max_arguments: int, max_length: int) -> str | None:
+    if len(arguments) > max_arguments:
+        return f"AutorunFileArguments holds more than {max_arguments} arguments."
+    for argument in arguments:
+        if len(argument) > max_length:
+            return f"AutorunFileArguments holds one of more than {max_length} characters."
+        if "\x00" in argument:
+            return "AutorunFileArguments contains a control character."
+    return None

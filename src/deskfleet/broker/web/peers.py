@@ -1,0 +1,100 @@
+"""The door for other brokers of the fleet, and the way to theirs.
+
+A broker shows a short-lived token that the fleet's key has signed: whoever shares the store and
+its key is a peer.
+"""
+
+from __future__ import annotations
+
+import logging
+from datetime import timedelta
+
+import httpx
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from deskfleet.broker.service.access import Access, Audience
+from deskfleet.broker.service.house import House
+from deskfleet.broker.service.screenshots import Shot, Wish
+from deskfleet.broker.web.limits import body_of
+from deskfleet.core.placement import Refusal
+from deskfleet.core.records import Broker
+from deskfleet.errors import Invalid, Unavailable
+from deskfleet.ports import Clock, Picture
+
+log = logging.getLogger(__name__)
+
+TOKEN_LIFE = timedelta(minutes=5)
+TOKEN_RENEWAL_SECONDS = 120.0
+POKE_SECONDS = 2.0
+SCREENSHOT_SECONDS = 12.0
+"""A little more than the other broker waits for its server."""
+
+
+class ShotAnswer(msgspec.Struct):
+    pictures: tuple[Picture, ...] = ()
+    reason: str | None = None
+
+
+class Peers:
+    """What other brokers ask of this one."""
+
+    def __init__(self, house: House) -> None:
+        self._house = house
+
+    async def poke(self, request: Request) -> Response:
+        self._house.housekeeping.poke()
+        return Response(status_code=204)
+
+    async def screenshot(self, request: Request) -> Response:
+        try:
+            wish = msgspec.json.decode(await body_of(request), type=Wish)
+        except msgspec.DecodeError as error:
+            raise Invalid("not a wish for a screenshot") from error
+        shot = await self._house.screenshots.take_here(wish)
+        answer = (
+            ShotAnswer(reason=shot.reason)
+            if isinstance(shot, Refusal)
+            else ShotAnswer(pictures=shot)
+        )
+        return Response(msgspec.json.encode(answer), media_type="application/json")
+
+
+class PeerClient:
+    """What this broker asks of others."""
+
+    def __init__(self, access: Access, http: httpx.AsyncClient, clock: Clock) -> None:
+        self._access = access
+        self._http = http
+        self._token: tuple[float, str] | None = None
+        self._clock = clock
+
+    async def poke(self, broker: Broker) -> None:
+        try:
+            await self._http.post(
+                f"{broker.url}/broker/poke", headers=self._headers(), timeout=POKE_SECONDS
+            )
+        except httpx.HTTPError:
+            # It finds out at its next poll.
+            log.debug("poke.lost", extra={"broker_id": broker.id})
+
+    async def screenshot(self, broker: Broker, wish: Wish) -> Shot:
+        try:
+            response = await self._http.post(
+                f"{broker.url}/broker/screenshot",
+                content=msgspec.json.encode(wish),
+                headers=self._headers(),
+                timeout=SCREENSHOT_SECONDS,
+            )
+            response.raise_for_status()
+            answer = msgspec.json.decode(response.content, type=ShotAnswer)
+        except (httpx.HTTPError, msgspec.DecodeError) as error:
+            raise Unavailable("the session's broker can't be reached") from error
+        return answer.pictures if answer.reason is None else Refusal(answer.reason)
+
+    def _headers(self) -> dict[str, str]:
+        now = self._clock.monotonic()
+        if self._token is None or now - self._token[0] > TOKEN_RENEWAL_SECONDS:
+            self._token = now, self._access.sign(Audience.BROKER, {}, TOKEN_LIFE)
+        return {"Authorization": f"Bearer {self._token[1]}"}

@@ -1,0 +1,266 @@
+"""The page in a real browser against a real desktop."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.async_api import BrowserContext, Page, ViewportSize, async_playwright, expect
+
+import deskfleet.agent.desktop
+from deskfleet.agent.desktop.desktops import Desktop
+from deskfleet.core.permissions import OWNER_ONLY, parse
+from support.entrance import RunningEntrance, entrance, run, until
+from support.vnc import XDesktop, terminal, x_desktop
+
+CHROMIUM = Path("/usr/bin/chromium")
+BUNDLE = Path(deskfleet.agent.desktop.__file__).parent / "page" / "bundle"
+ARGUMENTS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+ALICE, BOB = "alice", "bob"
+SESSION = "5f2b5a1e-9f4e-4c52-8a35-5d1f0a2b7c11"
+WINDOW = ViewportSize(width=1000, height=672)
+
+pytestmark = [
+    pytest.mark.skipif(not CHROMIUM.exists(), reason="no Chromium on this machine"),
+    pytest.mark.skipif(not (BUNDLE / "index.html").exists(), reason="the page is not built"),
+]
+
+
+@asynccontextmanager
+async def chromium(**options: Any) -> AsyncIterator[BrowserContext]:
+    async with async_playwright() as playwright:
+        launched = await playwright.chromium.launch(
+            executable_path=str(CHROMIUM), args=ARGUMENTS, headless=True
+        )
+        try:
+            yield await launched.new_context(
+                ignore_https_errors=True, viewport=WINDOW, reduced_motion="reduce", **options
+            )
+        finally:
+            await launched.close()
+
+
+@dataclass
+class Visit:
+    """A browser's window on the session, and both ends of it."""
+
+    at: RunningEntrance
+    context: BrowserContext
+    page: Page
+    desktop: XDesktop
+    complaints: list[str]
+
+    async def open(self, user: str = ALICE) -> None:
+        await self.page.goto(self.at.link(SESSION, user))
+
+    async def see(self, state: str) -> None:
+        await expect(self.page.locator("body")).to_have_attribute("data-state", state)
+
+    async def until(self, condition: Callable[[], bool], what: str) -> None:
+        """Wait for something on the desktop; X clients block, so they run beside the loop."""
+        deadline = time.monotonic() + 20
+        while not await asyncio.to_thread(condition):
+            assert time.monotonic() < deadline, f"waited too long for {what}"
+            await asyncio.sleep(0.1)
+
+    async def type(self, text: str) -> None:
+        await self.page.locator("#desktop canvas").click(position={"x": 300, "y": 250})
+        await self.page.keyboard.type(text, delay=20)
+        await self.page.keyboard.press("Enter")
+
+
+def visit(scenario: Callable[[Visit], Awaitable[None]], folder: Path, **facts: Any) -> list[str]:
+    """Run a scenario against a desktop with a terminal; return what the browser complained of."""
+
+    async def main(desktop: XDesktop) -> list[str]:
+        about: dict[str, Any] = {
+            "session_id": SESSION,
+            "owner": ALICE,
+            "socket": desktop.socket,
+            "max_clients": None,
+            "name": "Alice's desk",
+            "permissions": OWNER_ONLY,
+        }
+        complaints: list[str] = []
+        async with entrance(folder, Desktop(**(about | facts))) as at, chromium() as context:
+            await context.grant_permissions(["clipboard-read", "clipboard-write"], origin=at.origin)
+            page = await context.new_page()
+            page.on("pageerror", lambda error: complaints.append(str(error)))
+            page.on(
+                "console",
+                lambda message: (
+                    complaints.append(message.text) if message.type == "error" else None
+                ),
+            )
+            await scenario(Visit(at, context, page, desktop, complaints))
+        return complaints
+
+    with x_desktop(folder / "x") as desktop, terminal(desktop):
+        return run(main(desktop))
+
+
+def test_a_link_opens_a_desktop_that_fits_and_takes_what_is_typed(tmp_path: Path) -> None:
+    async def scenario(at: Visit) -> None:
+        await at.open()
+        await at.see("live")
+        assert at.page.url == f"{at.at.origin}/#{SESSION}", "the token has left the address"
+        assert await at.page.title() == "Alice's desk"
+        await at.until(lambda: at.desktop.size() == "1000x672", "the desktop to fit the window")
+        typed = at.desktop.home / "typed"
+        await at.type(f"echo Hello, $((40 + 2)) > {typed}")
+        await at.until(lambda: typed.exists() and typed.read_text() == "Hello, 42\n", "the shell")
+        await at.page.set_viewport_size({"width": 820, "height": 540})
+        await at.until(lambda: at.desktop.size() == "820x540", "the desktop to follow")
+        assert at.at.attendance.connections(SESSION) == 1
+        await at.page.reload()
+        await at.see("live")
+        assert len(at.at.verifier.asked) == 2, "the cookie admits after a reload"
+
+    assert visit(scenario, tmp_path) == [], "no error, no violation of the content policy"
+
+
+def test_the_clipboard_goes_both_ways_with_all_of_unicode(tmp_path: Path) -> None:
+    there = "Grüße, мир, 你好 🖥️ from the desktop"
+    back = "Żółć, ελληνικά 🎉 from the browser\nline two"
+
+    async def scenario(at: Visit) -> None:
+        await at.open()
+        await at.see("live")
+        at.desktop.own_clipboard(there)
+        await at.page.wait_for_function(
+            "async (text) => (await navigator.clipboard.readText()) === text", arg=there
+        )
+        await at.page.evaluate("text => navigator.clipboard.writeText(text)", back)
+        await at.page.evaluate("() => window.dispatchEvent(new Event('focus'))")
+        await at.until(lambda: at.desktop.clipboard() == back, "the text to be pasted")
+        await at.page.get_by_role("button", name="Desktop tools").click()
+        box = at.page.get_by_label("Clipboard of the desktop")
+        await expect(box).to_have_value(back)
+        await box.fill("by hand: ½ €")
+        await at.until(lambda: at.desktop.clipboard() == "by hand: ½ €", "the box's text")
+
+    assert visit(scenario, tmp_path) == []
+
+
+def test_a_lost_connection_comes_back_by_itself(tmp_path: Path) -> None:
+    async def scenario(at: Visit) -> None:
+        await at.open()
+        await at.see("live")
+        await at.page.evaluate("document.body.dataset.kept = 'same page'")
+        at.at.attendance.close_all(SESSION)
+        await until(lambda: at.at.attendance.connections(SESSION) == 0, "the cut")
+        await until(lambda: at.at.attendance.connections(SESSION) == 1, "the way back")
+        await at.see("live")
+        typed = at.desktop.home / "typed-after"
+        await at.type(f"echo back > {typed}")
+        await at.until(typed.exists, "the shell")
+        assert len(at.at.verifier.asked) == 2, "no token was needed to come back"
+
+        known = at.at.desktops.known[SESSION]
+        del at.at.desktops.known[SESSION]
+        at.at.attendance.close_all(SESSION)
+        await expect(at.page.get_by_role("heading", name="Session ended")).to_be_visible()
+        assert known.session_id == SESSION
+
+    complaints = visit(scenario, tmp_path)
+    assert all("410" in complaint for complaint in complaints), complaints
+
+
+def test_a_server_that_is_away_is_waited_for(tmp_path: Path) -> None:
+    async def scenario(at: Visit) -> None:
+        await at.open()
+        await at.see("live")
+        await at.context.set_offline(True)
+        at.at.attendance.close_all(SESSION)
+        await expect(at.page.get_by_text("Connection lost. Reconnecting…")).to_be_visible()
+        await expect(at.page.locator("#still")).to_be_visible()
+        await at.context.set_offline(False)
+        await at.see("live")
+        await expect(at.page.locator("#still")).to_be_hidden()
+
+    visit(scenario, tmp_path)
+
+
+def test_a_refused_link_says_so_and_leaves_no_token(tmp_path: Path) -> None:
+    async def scenario(at: Visit) -> None:
+        token = at.at.verifier.token(SESSION, ALICE, seconds=-5)
+        answer = await at.page.goto(f"{at.at.origin}/?authToken={token}#{SESSION}")
+        assert answer is not None
+        assert answer.status == 403
+        await expect(at.page.get_by_role("alert")).to_contain_text("This link has expired")
+        await expect(at.page).to_have_url(f"{at.at.origin}/#{SESSION}")
+
+        foreign = at.at.verifier.token(SESSION, ALICE)
+        await at.page.goto(f"{at.at.origin}/?authToken={foreign}#another-session")
+        await expect(at.page.get_by_role("alert")).to_contain_text("belongs to another session")
+        await at.page.goto(f"{at.at.origin}/")
+        await expect(at.page.get_by_role("alert")).to_contain_text("which session")
+
+    complaints = visit(scenario, tmp_path)
+    assert all("403" in complaint for complaint in complaints), complaints
+
+
+def test_a_full_session_is_waited_for(tmp_path: Path) -> None:
+    async def scenario(at: Visit) -> None:
+        await at.open()
+        await at.see("live")
+        second = await at.context.new_page()
+        await second.goto(f"{at.at.origin}/#{SESSION}")
+        await expect(second.get_by_role("heading", name="All seats are taken")).to_be_visible()
+        assert at.at.attendance.connections(SESSION) == 1
+        await at.page.close()
+        await second.get_by_role("button", name="Try again").click()
+        await expect(second.locator("body")).to_have_attribute("data-state", "live")
+
+    visit(scenario, tmp_path, max_clients=1)
+
+
+def test_who_may_only_look_changes_nothing(tmp_path: Path) -> None:
+    rules = parse(f"[permissions]\n{BOB} allow display pointer unsupervised-access\n")
+
+    async def scenario(at: Visit) -> None:
+        await at.open(BOB)
+        await at.see("live")
+        typed = at.desktop.home / "typed"
+        await at.type(f"touch {typed}")
+        await at.page.get_by_role("button", name="Desktop tools").click()
+        await expect(at.page.locator("#panel")).to_be_visible()
+        await expect(at.page.get_by_role("button", name=re.compile("Ctrl"))).to_be_hidden()
+        await expect(at.page.locator("#clipboard")).to_be_hidden()
+        assert at.desktop.size() == "1000x700", "nor is the desktop resized for a spectator"
+        assert not typed.exists()
+
+    assert visit(scenario, tmp_path, permissions=rules) == []
+
+
+def test_who_may_not_copy_gets_nothing_of_the_clipboard(tmp_path: Path) -> None:
+    rules = parse(f"[permissions]\n{BOB} allow builtin\n{BOB} disallow clipboard-copy\n")
+
+    async def scenario(at: Visit) -> None:
+        await at.open(BOB)
+        await at.see("live")
+        at.desktop.own_clipboard("a secret of the desktop")
+        await at.page.evaluate("navigator.clipboard.writeText('from the browser')")
+        await at.page.evaluate("() => window.dispatchEvent(new Event('focus'))")
+        # Pasting still works, and its arrival shows that the copied text has had its time.
+        await at.until(lambda: at.desktop.clipboard() == "from the browser", "the paste")
+        await expect(at.page.locator("#clipboard-text")).to_have_value("from the browser")
+        assert await at.page.evaluate("navigator.clipboard.readText()") == "from the browser"
+
+    assert visit(scenario, tmp_path, permissions=rules) == []

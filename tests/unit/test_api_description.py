@@ -1,0 +1,186 @@
+"""The description of the API and the structs that are sent and read say the same."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import msgspec
+import pytest
+
+from deskfleet.broker.web import shapes
+from support import openapi
+
+# (method, path): tag, operationId, schema of the body, whether a body must come, schema of the
+# answer. Generated clients take the names of their classes and methods from these.
+OPERATIONS: dict[tuple[str, str], tuple[str, str, str | None, bool, str]] = {
+    ("post", "/describeSessions"): (
+        "sessions",
+        "describeSessions",
+        "DescribeSessionsRequestData",
+        False,
+        "DescribeSessionsResponse",
+    ),
+    ("post", "/createSessions"): (
+        "sessions",
+        "createSessions",
+        "[CreateSessionRequestData]",
+        True,
+        "CreateSessionsResponse",
+    ),
+    ("post", "/deleteSessions"): (
+        "sessions",
+        "deleteSessions",
+        "[DeleteSessionRequestData]",
+        True,
+        "DeleteSessionsResponse",
+    ),
+    ("post", "/getSessionScreenshots"): (
+        "sessions",
+        "getSessionScreenshots",
+        "[GetSessionScreenshotRequestData]",
+        True,
+        "GetSessionScreenshotsResponse",
+    ),
+    ("put", "/sessionPermissions"): (
+        "sessionPermissions",
+        "updateSessionPermissions",
+        "[UpdateSessionPermissionsRequestData]",
+        True,
+        "UpdateSessionPermissionsResponse",
+    ),
+    ("get", "/sessionConnectionData/{sessionId}/{user}"): (
+        "GetSessionConnectionData",
+        "GetSessionConnectionData",
+        None,
+        False,
+        "GetSessionConnectionDataResponse",
+    ),
+    ("post", "/describeServers"): (
+        "servers",
+        "describeServers",
+        "DescribeServersRequestData",
+        False,
+        "DescribeServersResponse",
+    ),
+    ("post", "/openServers"): (
+        "servers",
+        "openServers",
+        "[OpenServerRequestData]",
+        True,
+        "OpenServersResponse",
+    ),
+    ("post", "/closeServers"): (
+        "servers",
+        "closeServers",
+        "[CloseServerRequestData]",
+        True,
+        "CloseServersResponse",
+    ),
+    ("post", "/oauth2/token"): ("access", "requestAccessToken", None, False, "AccessToken"),
+}
+
+API = openapi.description()
+
+
+def structs() -> dict[str, type[msgspec.Struct]]:
+    return {
+        name: found
+        for name, found in inspect.getmembers(shapes, inspect.isclass)
+        if issubclass(found, shapes.Asked | shapes.Answer)
+        and found not in (shapes.Asked, shapes.Answer)
+    }
+
+
+def form(schema: dict[str, Any]) -> str:
+    """Reduce a schema, ours or the description's, to what must agree."""
+    if "anyOf" in schema:
+        (only,) = (each for each in schema["anyOf"] if each != {"type": "null"})
+        return form(only)
+    if "$ref" in schema:
+        return openapi.referred(schema)
+    if schema["type"] == "array":
+        return f"[{form(schema['items'])}]"
+    return f"{schema['type']}{span(schema)}"
+
+
+def span(schema: dict[str, Any]) -> str:
+    if schema.get("format") in ("int32", "int64"):
+        bits = int(schema["format"][3:]) - 1
+        return f" {-(2**bits)}..{2**bits - 1}"
+    if "minimum" in schema:
+        return f" {schema['minimum']}..{schema['maximum']}"
+    return f" {schema['format']}" if "format" in schema else ""
+
+
+def forms_of(schema: dict[str, Any]) -> dict[str, str]:
+    return {member: form(each) for member, each in schema["properties"].items()}
+
+
+def test_the_same_schemas_are_described_and_coded() -> None:
+    assert set(openapi.schemas(API)) == set(structs())
+
+
+@pytest.mark.parametrize("name", sorted(structs()))
+def test_a_schema_has_the_same_members_of_the_same_types_on_both_sides(name: str) -> None:
+    _, coded = msgspec.json.schema_components(
+        structs().values(), ref_template="#/components/schemas/{name}"
+    )
+    assert forms_of(openapi.schemas(API)[name]) == forms_of(coded[name])
+
+
+@pytest.mark.parametrize("name", sorted(openapi.schemas(API)))
+def test_no_described_member_is_required_and_only_sizes_are_nullable(name: str) -> None:
+    schema = openapi.schemas(API)[name]
+    nullable = {member for member, each in schema["properties"].items() if each.get("nullable")}
+    assert "required" not in schema
+    assert schema["type"] == "object"
+    assert nullable == (
+        {"MaxWidth", "MaxHeight"} if name == "GetSessionScreenshotRequestData" else set()
+    )
+
+
+@pytest.mark.parametrize(("method", "path"), sorted(OPERATIONS))
+def test_an_operation_bears_the_names_that_generated_clients_use(method: str, path: str) -> None:
+    operation = API["paths"][path][method]
+    tag, operation_id, body, must, answer = OPERATIONS[method, path]
+    content = operation.get("requestBody", {}).get("content", {})
+    ok = operation["responses"]["200"]["content"]["application/json"]["schema"]
+    assert operation["tags"] == [tag]
+    assert operation["operationId"] == operation_id
+    assert [form(each["schema"]) for each in content.values()] == ([body] if body else [])
+    assert operation.get("requestBody", {}).get("required", False) is must
+    assert operation.get("x-codegen-request-body-name") == ("body" if body else None)
+    assert openapi.referred(ok) == answer
+
+
+def test_nothing_else_is_described_but_the_health_check() -> None:
+    described = {(method, path) for path, item in API["paths"].items() for method in item}
+    assert described == {*OPERATIONS, ("get", "/health")}
+
+
+def test_every_call_but_the_token_and_the_health_check_needs_a_bearer_token() -> None:
+    assert API["components"]["securitySchemes"]["bearerAuth"]["type"] == "http"
+    assert API["components"]["securitySchemes"]["bearerAuth"]["scheme"] == "bearer"
+    assert API["security"] == [{"bearerAuth": []}]
+    own = {
+        path for path, item in API["paths"].items() for call in item.values() if "security" in call
+    }
+    assert own == {"/oauth2/token", "/health"}
+
+
+@pytest.mark.parametrize(("method", "path"), sorted(OPERATIONS))
+def test_every_failure_is_described_as_an_error(method: str, path: str) -> None:
+    responses = dict(API["paths"][path][method]["responses"])
+    del responses["200"]
+    assert {"400", "401", "429", "500", "503"} <= set(responses)
+    for response in responses.values():
+        shared = API["components"]["responses"][openapi.referred(response)]
+        assert openapi.referred(shared["content"]["application/json"]["schema"]) == "Error"
+
+
+def test_the_strict_reader_throws_on_what_strict_clients_throw_on() -> None:
+    assert openapi.violations(API, {"Port": "8443"}, "Server") == []
+    assert openapi.violations(API, {"Port": 8443}, "Server")
+    assert openapi.violations(API, {"Endpoints": [{"Port": True}]}, "Server")
+    assert openapi.violations(API, {"Host": {"Os": {"Codename": "x"}}}, "Server")
