@@ -1,0 +1,77 @@
+// One connection to a desktop, from the WebSocket's opening to its end.
+
+import RFB from "@novnc/novnc";
+import { askStanding } from "./admission.js";
+
+const QUIET = 15000;
+const CHECK = 5000;
+
+// A page has one connection at most: the server lets a new one take the place of one that the
+// network has swallowed, even where no other seat is free.
+const page = crypto.randomUUID();
+
+function addressOf(sessionId) {
+  const address = new URL(`rfb/${encodeURIComponent(sessionId)}?page=${page}`, location.href);
+  address.protocol = "wss:";
+  address.hash = "";
+  return address;
+}
+
+// A dead network closes no WebSocket by itself: when a desktop has been quiet for a while, ask
+// its server over another way, and give the connection up where there is no answer.
+function watch(sessionId, socket, giveUp) {
+  let heard = performance.now();
+  let asking = false;
+  socket.addEventListener("message", () => { heard = performance.now(); });
+  async function check() {
+    if (asking) return;
+    asking = true;
+    const standing = await askStanding(sessionId);
+    asking = false;
+    if (standing.about) heard = performance.now();
+    else if (socket.readyState === WebSocket.OPEN) giveUp();
+  }
+  const timer = setInterval(() => {
+    if (performance.now() - heard > QUIET) check();
+  }, CHECK);
+  addEventListener("offline", check);
+  return () => {
+    clearInterval(timer);
+    removeEventListener("offline", check);
+  };
+}
+
+// Resolves when it is over, with the close code and whether a desktop was ever seen.
+export function connect(sessionId, about, view, tools) {
+  return new Promise((resolve) => {
+    const socket = new WebSocket(addressOf(sessionId), ["binary"]);
+    const features = new Set(about.features);
+    const end = { code: 1006, lived: false };
+    // Before the client's own listener, which takes the picture away.
+    socket.addEventListener("close", ({ code }) => {
+      end.code = code;
+      if (end.lived) view.freeze();
+    });
+
+    const rfb = new RFB(view.desktop, socket, { shared: true });
+    rfb.background = "transparent";
+    rfb.scaleViewport = true;
+    rfb.viewOnly = !["keyboard", "mouse", "clipboard-copy", "clipboard-paste"].some((one) => features.has(one));
+    rfb.resizeSession = features.has("keyboard") || features.has("mouse");
+    const unwatch = watch(sessionId, socket, () => {
+      view.freeze();
+      rfb.disconnect();
+    });
+
+    rfb.addEventListener("connect", () => {
+      end.lived = true;
+      view.live(about.name);
+      tools.show(rfb, about.name, features);
+    });
+    rfb.addEventListener("disconnect", () => {
+      unwatch();
+      tools.detach();
+      resolve(end);
+    });
+  });
+}

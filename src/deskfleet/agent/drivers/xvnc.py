@@ -1,0 +1,356 @@
+"""The driver of our own desktops: TigerVNC's Xvnc, reached through a UNIX socket.
+
+Owns the sessions of one runtime folder: starts each under a session leader of its own (see
+xvnc_leader.py), watches that leader, clears what is left when it ends, and takes up what an
+earlier agent started. Laws: a session that did not become ready, and one that ended, leaves
+nothing; clearing is never cut short, not even by cancellation; a session's end is told once, and
+only after it has been cleared. Blocking work is done in the driver's own threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+import msgspec
+
+from deskfleet.agent.drivers.cgroups import enter_group, make_group
+from deskfleet.agent.drivers.owners import OwnerPolicy
+from deskfleet.agent.drivers.pictures import encode, picture_format
+from deskfleet.agent.drivers.processes import boot_id, identify, watch
+from deskfleet.agent.drivers.rfb_picture import take_picture
+from deskfleet.agent.drivers.session_folders import RuntimeFolders, prepare_x_sockets
+from deskfleet.agent.drivers.xvnc_clearing import clear, clear_unrecorded, group_name
+from deskfleet.agent.drivers.xvnc_installation import XvncInstallation
+from deskfleet.agent.drivers.xvnc_launch import (
+    install_leader,
+    next_word,
+    send_order,
+    spawn_leader,
+)
+from deskfleet.agent.drivers.xvnc_plan import Plan, Planner
+from deskfleet.agent.drivers.xvnc_record import Records, SessionRecord
+from deskfleet.errors import Missing, StartFailed, Unavailable
+from deskfleet.ports import Clock, Picture, Running, SessionSpec
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_THREADS = 16
+_PICTURE_LIMIT_SECONDS = 5.0
+_TROUBLE_SECONDS = 10.0
+_RETRY_CLEARING_SECONDS = 5.0
+_STOP_LIMIT_SECONDS = 45.0
+
+
+@dataclass(slots=True)
+class _Session:
+    """A session that runs, or ends just now."""
+
+    record: SessionRecord
+    watched: int
+    """Can be read when the leader has ended; -1 once nobody waits for that."""
+    ending: asyncio.Task[None] | None = None
+    stopped: bool = False
+
+
+class XvncDriver:
+    name = "xvnc"
+
+    def __init__(
+        self,
+        runtime_dir: Path,
+        *,
+        owners: OwnerPolicy,
+        clock: Clock,
+        init_folder: Path,
+        autorun_folder: Path,
+        geometry: str = "1280x800",
+        start_limit_seconds: float = 60.0,
+    ) -> None:
+        self._folders = RuntimeFolders(runtime_dir)
+        self._records = Records(self._folders.records)
+        self._installation = XvncInstallation()
+        self._clock, self._start_limit = clock, start_limit_seconds
+        self._planner = Planner(
+            folders=self._folders,
+            installation=self._installation,
+            owners=owners,
+            clock=clock,
+            init_folder=init_folder,
+            autorun_folder=autorun_folder,
+            geometry=geometry,
+            start_limit_seconds=start_limit_seconds,
+        )
+        self._sessions: dict[str, _Session] = {}
+        self._threads = ThreadPoolExecutor(_THREADS, "xvnc")
+        self._on_end: Callable[[str, str], None] = lambda _session_id, _reason: None
+        self._leader = Path()
+        self._trouble: tuple[float, str | None] | None = None
+
+    async def open(self, on_end: Callable[[str, str], None]) -> None:
+        self._on_end = on_end
+        for record in await self._to_the_end(self._take_stock):
+            if self._watch(record):
+                log.info("session.adopted", extra={"session_id": record.spec.session_id})
+            else:
+                await self._to_the_end(clear, self._folders, self._records, record)
+
+    async def close(self) -> None:
+        endings = []
+        for session in self._sessions.values():
+            self._unwatch(session)
+            if session.ending is not None:
+                session.ending.cancel()
+                endings.append(session.ending)
+        await asyncio.gather(*endings, return_exceptions=True)
+        self._sessions.clear()
+        self._threads.shutdown(wait=False)
+
+    def running(self) -> Sequence[Running]:
+        return [
+            session.record.running()
+            for session in self._sessions.values()
+            if session.ending is None
+        ]
+
+    async def start(self, spec: SessionSpec) -> None:
+        if await self._runs_already(spec):
+            return
+        plan = await self._in_thread(self._planner.plan, spec)
+        key = plan.record.key
+        started = False
+        try:
+            async with asyncio.timeout(self._start_limit):
+                await self._launch(plan)
+            started = self._watch(self._recorded(key))
+            if not started:
+                raise StartFailed(self._folders.why_ended(key))
+        except TimeoutError:
+            raise StartFailed(
+                f"the session did not start within {self._start_limit:g} seconds"
+            ) from None
+        except OSError as error:
+            raise StartFailed(f"the session could not be set up: {error.strerror}") from error
+        finally:
+            if not started:
+                await self._to_the_end(self._clear_attempt, key)
+        log.info("session.started", extra={"session_id": spec.session_id})
+
+    async def stop(self, session_id: str) -> None:
+        session = self._sessions.get(session_id)
+        if session is None:
+            return
+        session.stopped = True
+        if session.ending is None:
+            self._unwatch(session)
+            session.ending = asyncio.create_task(self._end(session))
+        # Neither our cancellation nor our limit cuts the clearing short: it runs on by itself.
+        done, _ = await asyncio.wait({session.ending}, timeout=_STOP_LIMIT_SECONDS)
+        if not done:
+            raise Unavailable("parts of the session can't be removed yet")
+
+    async def screenshot(
+        self, session_id: str, *, max_width: int, max_height: int, format: str
+    ) -> Sequence[Picture]:
+        encoded_as = picture_format(format)
+        display = self.display_socket(session_id)
+        if display is None:
+            raise Missing(f"session {session_id} does not run here")
+        taken_at = self._clock.now()
+        content = await self._in_thread(
+            _shoot, display, max_width=max_width, max_height=max_height, format=encoded_as
+        )
+        return [Picture(format=encoded_as, content=content, taken_at=taken_at)]
+
+    def display_socket(self, session_id: str) -> Path | None:
+        session = self._sessions.get(session_id)
+        if session is None or session.ending is not None:
+            return None
+        return self._folders.display(session.record.key)
+
+    async def version(self) -> str:
+        return await self._in_thread(self._installation.version)
+
+    async def trouble(self) -> str | None:
+        now = self._clock.monotonic()
+        if self._trouble is None or now - self._trouble[0] >= _TROUBLE_SECONDS:
+            self._trouble = now, await self._in_thread(self._installation.trouble)
+        return self._trouble[1]
+
+    def _take_stock(self) -> list[SessionRecord]:
+        """Prepare the folders, clear what does not run any more, and return what does."""
+        self._folders.make()
+        prepare_x_sockets()
+        self._leader = install_leader(self._folders.runtime)
+        alive = []
+        for key in sorted(self._records.keys() | self._folders.keys()):
+            record = self._records.read(key)
+            if record is not None and _lives(record):
+                alive.append(record)
+            elif not self._clear_attempt(key):
+                log.error("session.residue", extra={"session_key": key})
+        return alive
+
+    def _clear_attempt(self, key: str) -> bool:
+        """Clear by what is written of a session, which is all that outlives a broken start."""
+        record = self._records.read(key)
+        if record is not None:
+            return clear(self._folders, self._records, record)
+        log.warning("session.record-missing", extra={"session_key": key})
+        return clear_unrecorded(self._folders, self._records, key)
+
+    async def _runs_already(self, spec: SessionSpec) -> bool:
+        session = self._sessions.get(spec.session_id)
+        if session is None:
+            return False
+        if session.ending is None:
+            if session.record.spec.generation == spec.generation:
+                return True
+            if session.record.spec.generation > spec.generation:
+                raise StartFailed("a later placement of this session runs already")
+        await self.stop(spec.session_id)
+        return False
+
+    async def _launch(self, plan: Plan) -> None:
+        """Start a leader and return when it says that the session is ready."""
+        report = await self._start_leader(plan)
+        reader = asyncio.StreamReader()
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(report, "rb", 0)
+        )
+        try:
+            while not (said := await next_word(reader)).ready:
+                if said.failed is not None:
+                    raise StartFailed(said.failed)
+                record = msgspec.structs.replace(
+                    self._recorded(plan.record.key), display=said.display, x_pid=said.x
+                )
+                await self._to_the_end(self._records.write, record)
+        finally:
+            transport.close()
+        await self._to_the_end(self._confirm, plan.record.key)
+
+    async def _start_leader(self, plan: Plan) -> int:
+        job = self._begin(self._spawn, plan)
+        try:
+            return await _settled(job)
+        except asyncio.CancelledError:
+            if job.exception() is None:
+                os.close(job.result())
+            raise
+
+    def _spawn(self, plan: Plan) -> int:
+        """Start a leader and order its session; return where it reports.
+
+        Each step is on record before the next: whoever comes after us can clear from there.
+        """
+        record, owner = plan.record, plan.owner
+        self._records.write(record)
+        prepare_x_sockets()
+        self._folders.make_session(record.key, owner.uid, owner.gid)
+        spawned = spawn_leader(plan.interpreter, self._leader, owner, plan.environment)
+        try:
+            record = msgspec.structs.replace(record, leader=identify(spawned.pid))
+            self._records.write(record)
+            group = make_group(group_name(record.key))
+            if group is not None and enter_group(group, spawned.pid):
+                self._records.write(msgspec.structs.replace(record, cgroup=str(group)))
+            send_order(spawned, plan.order)
+        except (OSError, StartFailed):
+            os.close(spawned.report)
+            raise
+        return spawned.report
+
+    def _confirm(self, key: str) -> None:
+        """Put on record that a session is ready: from now on an agent after us takes it up."""
+        record = self._recorded(key)
+        self._folders.publish_display(key, record.uid)
+        self._records.write(msgspec.structs.replace(record, ready=True))
+
+    def _recorded(self, key: str) -> SessionRecord:
+        record = self._records.read(key)
+        if record is None:
+            raise StartFailed("the session's record has been removed")
+        return record
+
+    def _watch(self, record: SessionRecord) -> bool:
+        """Wait for the end of a session from now on; return whether it still runs."""
+        descriptor = watch(record.leader) if record.leader is not None else None
+        if descriptor is None:
+            return False
+        session = _Session(record, descriptor)
+        self._sessions[record.spec.session_id] = session
+        asyncio.get_running_loop().add_reader(descriptor, self._leader_ended, session)
+        return True
+
+    def _unwatch(self, session: _Session) -> None:
+        if session.watched >= 0:
+            asyncio.get_running_loop().remove_reader(session.watched)
+            os.close(session.watched)
+            session.watched = -1
+
+    def _leader_ended(self, session: _Session) -> None:
+        self._unwatch(session)
+        session.ending = asyncio.create_task(self._end(session))
+
+    async def _end(self, session: _Session) -> None:
+        """Clear a session until nothing is left, then forget it, and tell if nobody stopped it."""
+        record, session_id = session.record, session.record.spec.session_id
+        reason = None if session.stopped else self._folders.why_ended(record.key)
+        while not await self._to_the_end(clear, self._folders, self._records, record):
+            log.error("session.residue", extra={"session_id": session_id})
+            await asyncio.sleep(_RETRY_CLEARING_SECONDS)
+        del self._sessions[session_id]
+        log.info("session.ended", extra={"session_id": session_id, "reason": reason})
+        if not session.stopped:
+            self._on_end(session_id, reason or "the session leader was killed")
+
+    def _begin(
+        self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> asyncio.Future[T]:
+        job = functools.partial(function, *args, **kwargs)
+        return asyncio.get_running_loop().run_in_executor(self._threads, job)
+
+    async def _in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self._begin(function, *args, **kwargs)
+
+    async def _to_the_end(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run in a thread what must not be left half done: a cancellation comes only after it."""
+        return await _settled(self._begin(function, *args, **kwargs))
+
+
+async def _settled(job: asyncio.Future[T]) -> T:
+    """Wait for the end of a job, whatever is cancelled meanwhile; then be cancelled."""
+    interruption: asyncio.CancelledError | None = None
+    while not job.done():
+        try:
+            await asyncio.wait({job})
+        except asyncio.CancelledError as error:
+            interruption = error
+    if interruption is not None:
+        raise interruption
+    return job.result()
+
+
+def _lives(record: SessionRecord) -> bool:
+    return (
+        record.ready
+        and record.boot_id == boot_id()
+        and record.leader is not None
+        and identify(record.leader.pid) == record.leader
+    )
+
+
+def _shoot(display: Path, *, max_width: int, max_height: int, format: str) -> bytes:
+    screen = take_picture(display, _PICTURE_LIMIT_SECONDS)
+    return encode(screen, max_width=max_width, max_height=max_height, format=format)

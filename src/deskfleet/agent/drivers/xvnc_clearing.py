@@ -1,0 +1,66 @@
+"""The end of an xvnc session, however much of it is left.
+
+Law: what `clear` reports as gone is gone: every process, the X socket and lock, the RFB socket,
+the folder, the control group, and last the record. First the leader is asked, then the kernel
+(by control group), then whatever carries the session's mark in its environment is killed.
+Blocking; it belongs into a thread. Clearing twice, or what is half gone, is no error.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from deskfleet.agent.drivers.cgroups import end_group, find_group
+from deskfleet.agent.drivers.processes import boot_id, end_marked, end_tree, reap
+from deskfleet.agent.drivers.session_folders import RuntimeFolders, remove_x_traces
+from deskfleet.agent.drivers.xvnc_record import Records, SessionRecord
+
+MARK = "DESKFLEET_SESSION"
+LEADER_GRACE_SECONDS = 1.5
+"""Longer than the leader's own grace and the killing that follows it."""
+LIMIT_SECONDS = 10.0
+
+
+def mark_of(folders: RuntimeFolders, key: str) -> bytes:
+    return os.fsencode(f"{MARK}={folders.session(key)}")
+
+
+def group_name(key: str) -> str:
+    return f"deskfleet-{key}"
+
+
+def clear(folders: RuntimeFolders, records: Records, record: SessionRecord) -> bool:
+    """End and remove all of a session; return whether nothing is left."""
+    gone = True
+    if record.boot_id == boot_id():
+        gone = _end_processes(folders, record)
+    if record.leader is not None and gone:
+        remove_x_traces(record.leader.pid, record.uid)
+    if gone and folders.remove(record.key):
+        records.remove(record.key)
+        return True
+    return False
+
+
+def clear_unrecorded(folders: RuntimeFolders, records: Records, key: str) -> bool:
+    """End and remove what has no record that can be read: all that is known is its folder."""
+    group = find_group(group_name(key))
+    if group is not None and not end_group(group, LIMIT_SECONDS):
+        return False
+    if not end_marked(mark_of(folders, key), LIMIT_SECONDS):
+        return False
+    if not folders.remove(key):
+        return False
+    records.remove(key)
+    return True
+
+
+def _end_processes(folders: RuntimeFolders, record: SessionRecord) -> bool:
+    gone = True
+    if record.leader is not None:
+        gone = end_tree(record.leader, LEADER_GRACE_SECONDS, LIMIT_SECONDS)
+        reap(record.leader)
+    if record.cgroup is not None:
+        return end_group(Path(record.cgroup), LIMIT_SECONDS)
+    return end_marked(mark_of(folders, record.key), LIMIT_SECONDS) and gone

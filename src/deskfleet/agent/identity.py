@@ -1,0 +1,48 @@
+"""Who this server is: the credentials that a broker gave its agent.
+
+The server's id is the id of these credentials. It is kept with the agent's state, so it survives a
+changed address or host name, and an agent that has lost it is a new server.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+
+from deskfleet.errors import SetupFailed
+
+FILE = "identity.json"
+
+
+class Identity(msgspec.Struct, frozen=True):
+    client_id: str
+    client_secret: str
+
+    def __repr__(self) -> str:
+        return f"Identity({self.client_id})"
+
+
+def read(state: Path) -> Identity | None:
+    path = state / FILE
+    if not path.exists():
+        return None
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Identity)
+    except msgspec.DecodeError as error:
+        raise SetupFailed(
+            f"{path} can't be read ({error}); remove it to enrol this server anew"
+        ) from error
+
+
+def write(state: Path, identity: Identity) -> None:
+    """Keep an identity; afterwards it is on the disk."""
+    fresh = state / f"{FILE}.new"
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        os.write(descriptor, msgspec.json.encode(identity))
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    fresh.rename(state / FILE)

@@ -1,0 +1,220 @@
+"""Makes what runs on this server what is wanted of it.
+
+Level-triggered: it is given the whole desired set, compares it with what runs, and starts or
+stops one session at a time each, all sessions at once. What it knows of each session goes to the
+journal before it acts. What isn't named in the desired set is left alone.
+
+Laws: a generation is begun at most once; a lower generation than one seen is not listened to; a
+session that has failed or ended stays so until the broker stops naming it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Iterable
+from datetime import datetime
+from typing import Any, Protocol
+
+from deskfleet.agent.journal import Entry, Journal
+from deskfleet.core.records import Intent, Phase, Report
+from deskfleet.errors import StartFailed
+from deskfleet.ports import Running, SessionDriver, SessionSpec
+from deskfleet.wire.messages import Desire, Observed
+
+log = logging.getLogger(__name__)
+
+FINAL = {Phase.FAILED, Phase.ENDED}
+STOP_AGAIN_SECONDS = 5.0
+
+
+class Presence(Protocol):
+    """Who is connected (`Attendance`)."""
+
+    def connections(self, session_id: str) -> int: ...
+
+    def last_disconnection_at(self, session_id: str) -> datetime | None: ...
+
+    def close_all(self, session_id: str) -> None: ...
+
+    def forget(self, session_id: str) -> None: ...
+
+
+class Loop:
+    def __init__(
+        self,
+        server_id: str,
+        driver: SessionDriver,
+        journal: Journal,
+        presence: Presence,
+        on_change: Callable[[], None],
+    ) -> None:
+        self._server_id = server_id
+        self._driver = driver
+        self._journal = journal
+        self._presence = presence
+        self._on_change = on_change
+        self._desires: dict[str, Desire] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def open(self) -> None:
+        """Take up what runs, and settle what the journal says of what doesn't."""
+        await self._driver.open(self._ended)
+        running = {one.session_id: one.generation for one in self._driver.running()}
+        for id, entry in list(self._journal.entries.items()):
+            if running.get(id) == entry.generation:
+                self._note(id, entry.spec, Phase.RUNNING)
+            elif entry.phase is Phase.RUNNING:
+                self._note(id, entry.spec, Phase.ENDED, "it ended while the agent was away")
+            elif entry.phase is Phase.STARTING:
+                # Cut short, and the driver has cleaned up: it may be begun again.
+                self._journal.write(id, None)
+
+    async def close(self) -> None:
+        """Let go; sessions run on. A start that is under way is cut short and cleaned up."""
+        for task in self._tasks.values():
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        await self._driver.close()
+        self._journal.close()
+
+    def want(self, desires: Iterable[Desire]) -> None:
+        """Take over a new desired set."""
+        before = self._desires
+        self._desires = {desire.spec.session_id: desire for desire in desires}
+        for id, desire in self._desires.items():
+            old = before.get(id)
+            if old is not None and _permissions(old) != _permissions(desire):
+                self._presence.close_all(id)
+            self._converge(id)
+        for id in [id for id in self._journal.entries if id not in self._desires]:
+            if id not in self._tasks and self._journal.entries[id].phase in FINAL:
+                self._journal.write(id, None)
+        self._on_change()
+
+    def observed(self) -> tuple[Observed, ...]:
+        """Return the whole observed set."""
+        running = {one.session_id: one for one in self._driver.running()}
+        ids = dict.fromkeys([*self._journal.entries, *running])
+        return tuple(self._observe(id, running.get(id)) for id in ids)
+
+    def spec(self, session_id: str) -> SessionSpec | None:
+        """Return what is known of a session that runs here; the newest permissions win."""
+        desire = self._desires.get(session_id)
+        entry = self._journal.entries.get(session_id)
+        if desire is not None:
+            return desire.spec if desire.intent is Intent.RUN else None
+        return None if entry is None else entry.spec
+
+    def _observe(self, id: str, running: Running | None) -> Observed:
+        entry = self._journal.entries.get(id)
+        # A session that deskfleet didn't create has no entry: it runs, and that is all.
+        phase = entry.phase if entry else Phase.RUNNING
+        connections = None if running is None else running.connections
+        left = None if running is None else running.last_disconnection_at
+        return Observed(
+            report=Report(
+                id=id,
+                server_id=self._server_id,
+                generation=entry.generation if entry else (running.generation if running else 0),
+                phase=phase,
+                reason=entry.reason if entry else None,
+                connections=self._presence.connections(id) if connections is None else connections,
+                last_disconnection_at=left or self._presence.last_disconnection_at(id),
+            ),
+            running=running,
+        )
+
+    # Convergence of one session
+
+    def _converge(self, id: str) -> None:
+        """Begin the next step of a session, where there is one and none is under way."""
+        desire = self._desires.get(id)
+        if desire is None:
+            return
+        spec, entry = desire.spec, self._journal.entries.get(id)
+        if entry is not None and entry.generation > spec.generation:
+            return
+        if id in self._tasks:
+            starting = entry is not None and entry.phase is Phase.STARTING
+            if starting and desire.intent is Intent.STOP:
+                self._tasks[id].cancel()
+            return
+        is_known = entry is not None and entry.generation == spec.generation
+        if is_known and entry is not None and entry.phase in FINAL:
+            return
+        if desire.intent is Intent.STOP:
+            self._begin(id, self._stop(spec))
+        elif not is_known:
+            self._take_on(id, desire)
+
+    def _take_on(self, id: str, desire: Desire) -> None:
+        spec = desire.spec
+        running = {one.session_id: one.generation for one in self._driver.running()}
+        if running.get(id) == spec.generation:
+            self._note(id, spec, Phase.RUNNING)
+        elif desire.started:
+            self._note(id, spec, Phase.ENDED, "it is not there any more")
+        else:
+            self._note(id, spec, Phase.STARTING)
+            self._begin(id, self._start(spec, has_older=id in running))
+
+    def _begin(self, id: str, step: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(step)
+        self._tasks[id] = task
+        task.add_done_callback(lambda done: self._step_done(id, done))
+
+    def _step_done(self, id: str, task: asyncio.Task[None]) -> None:
+        self._tasks.pop(id, None)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("session.step-failed", exc_info=task.exception(), extra={"session_id": id})
+            # The world failed, not the session: the same step is due again.
+            asyncio.get_running_loop().call_later(STOP_AGAIN_SECONDS, self._converge, id)
+        else:
+            self._converge(id)
+        self._on_change()
+
+    async def _start(self, spec: SessionSpec, *, has_older: bool) -> None:
+        id = spec.session_id
+        try:
+            if has_older:
+                await self._driver.stop(id)
+            await self._driver.start(spec)
+        except StartFailed as error:
+            log.info("session.start-failed", extra={"session_id": id, "reason": error.message})
+            self._note(id, spec, Phase.FAILED, error.message)
+        except asyncio.CancelledError:
+            # What was begun is undone; what is wanted now decides what comes next.
+            self._journal.write(id, None)
+            raise
+        except Exception:
+            self._journal.write(id, None)
+            raise
+        else:
+            log.info("session.started", extra={"session_id": id, "owner": spec.request.owner})
+            self._note(id, spec, Phase.RUNNING)
+
+    async def _stop(self, spec: SessionSpec) -> None:
+        id = spec.session_id
+        await self._driver.stop(id)
+        self._presence.forget(id)
+        log.info("session.stopped", extra={"session_id": id})
+        self._note(id, spec, Phase.ENDED)
+
+    def _ended(self, session_id: str, reason: str) -> None:
+        """Take note of a session that ended by itself."""
+        self._presence.forget(session_id)
+        entry = self._journal.entries.get(session_id)
+        if entry is not None and session_id not in self._tasks:
+            log.info("session.ended", extra={"session_id": session_id, "reason": reason})
+            self._note(session_id, entry.spec, Phase.ENDED, reason)
+        self._on_change()
+
+    def _note(self, id: str, spec: SessionSpec, phase: Phase, reason: str | None = None) -> None:
+        entry = Entry(spec=spec, phase=phase, reason=reason)
+        if self._journal.entries.get(id) != entry:
+            self._journal.write(id, entry)
+
+
+def _permissions(desire: Desire) -> str | None:
+    return desire.spec.request.permissions_file

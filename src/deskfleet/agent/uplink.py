@@ -1,0 +1,201 @@
+"""Holds one link to a broker, for ever: connects, speaks, and connects again.
+
+Waiting between attempts grows up to a minute with full jitter, and starts over once a link has
+been healthy for a while, so that ten thousand agents don't come back in one moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Coroutine
+from typing import Any, Protocol
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import WebSocketException
+
+from deskfleet.agent.broker_door import BrokerDoor
+from deskfleet.agent.identity import Identity
+from deskfleet.agent.loop import Loop
+from deskfleet.core.records import Facts
+from deskfleet.errors import DeskfleetError, Missing, ProtocolError, Unavailable
+from deskfleet.ports import Clock, SessionDriver
+from deskfleet.wire.link import AgentLink
+from deskfleet.wire.messages import (
+    MAX_MESSAGE_BYTES,
+    Desired,
+    Message,
+    Refusal,
+    Screenshot,
+    TakeScreenshot,
+    Welcome,
+    decode_from_broker,
+    encode,
+)
+
+log = logging.getLogger(__name__)
+
+FIRST_WAIT_SECONDS = 0.25
+LONGEST_WAIT_SECONDS = 60.0
+HEALTHY_SECONDS = 60.0
+CONNECT_SECONDS = 10.0
+COALESCE_SECONDS = 0.005
+"""Changes within this time go in one observation."""
+FULL_SET_SECONDS = 60.0
+SCREENSHOTS_AT_ONCE = 4
+
+
+async def first_end(*steps: Coroutine[Any, Any, None]) -> None:
+    """Run all steps until one ends or fails; end the others and pass its failure on."""
+    tasks = [asyncio.create_task(step) for step in steps]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class FactsReader(Protocol):
+    def __call__(self) -> Awaitable[Facts]: ...
+
+
+class Uplink:
+    def __init__(
+        self,
+        door: BrokerDoor,
+        identity: Identity,
+        loop: Loop,
+        driver: SessionDriver,
+        read_facts: FactsReader,
+        clock: Clock,
+        changed: asyncio.Event,
+    ) -> None:
+        self._door = door
+        self._identity = identity
+        self._loop = loop
+        self._driver = driver
+        self._read_facts = read_facts
+        self._clock = clock
+        self._changed = changed
+        self._pictures = asyncio.Semaphore(SCREENSHOTS_AT_ONCE)
+        self._shots: set[asyncio.Task[None]] = set()
+        self.linked = asyncio.Event()
+        """Set while a broker listens."""
+
+    async def run(self) -> None:
+        """Keep a link up, until cancelled."""
+        wait = FIRST_WAIT_SECONDS
+        while True:
+            began = self._clock.monotonic()
+            try:
+                await self._hold()
+            except (DeskfleetError, OSError, WebSocketException, TimeoutError) as error:
+                log.warning("link.lost", extra={"url": self._door.url, "reason": str(error)})
+            finally:
+                self.linked.clear()
+            if self._clock.monotonic() - began > HEALTHY_SECONDS:
+                wait = FIRST_WAIT_SECONDS
+            self._door.turn()
+            await asyncio.sleep(random.uniform(0, wait))  # noqa: S311
+            wait = min(LONGEST_WAIT_SECONDS, wait * 2)
+
+    async def _hold(self) -> None:
+        token = await self._door.token(self._identity)
+        url = self._door.url.replace("https:", "wss:", 1) + "/agent/link"
+        async with connect(
+            url,
+            ssl=self._door.context,
+            additional_headers={"Authorization": f"Bearer {token}"},
+            compression=None,
+            max_size=MAX_MESSAGE_BYTES,
+            open_timeout=CONNECT_SECONDS,
+            ping_interval=None,
+            proxy=None,
+        ) as socket:
+            link = AgentLink(self._clock.monotonic())
+            await self._greet(socket, link)
+            log.info("link.opened", extra={"url": self._door.url, "epoch": link.epoch})
+            self.linked.set()
+            await first_end(
+                self._listen(socket, link), self._report(socket, link), self._beat(socket, link)
+            )
+
+    async def _greet(self, socket: ClientConnection, link: AgentLink) -> None:
+        facts = await self._read_facts()
+        self._changed.clear()
+        await _send(socket, link.hello(facts, self._loop.observed()))
+        answer = await asyncio.wait_for(self._receive(socket, link), CONNECT_SECONDS)
+        if isinstance(answer, Refusal):
+            await asyncio.sleep(answer.retry_after_seconds)
+            raise Unavailable(answer.reason)
+        if not isinstance(answer, Welcome):
+            raise ProtocolError("the broker did not answer the hello")
+
+    async def _receive(self, socket: ClientConnection, link: AgentLink) -> Message | None:
+        return link.receive(decode_from_broker(await socket.recv()), self._clock.monotonic())
+
+    async def _listen(self, socket: ClientConnection, link: AgentLink) -> None:
+        while True:
+            message = await self._receive(socket, link)
+            if isinstance(message, Desired):
+                self._loop.want(message.desires)
+            elif isinstance(message, TakeScreenshot):
+                shot = asyncio.create_task(self._shoot(socket, message))
+                self._shots.add(shot)
+                shot.add_done_callback(self._shots.discard)
+
+    async def _report(self, socket: ClientConnection, link: AgentLink) -> None:
+        last = None
+        while True:
+            observed = self._loop.observed()
+            if observed != last:
+                last = observed
+                await _send(socket, link.observation(observed, self._clock.monotonic()))
+            try:
+                await asyncio.wait_for(self._changed.wait(), FULL_SET_SECONDS)
+            except TimeoutError:
+                last = None
+            await asyncio.sleep(COALESCE_SECONDS)
+            self._changed.clear()
+
+    async def _beat(self, socket: ClientConnection, link: AgentLink) -> None:
+        """Send fresh facts, or a heartbeat, as often as the broker asked for."""
+        last: Facts | None = None
+        while True:
+            await asyncio.sleep(link.heartbeat_seconds)
+            facts = await self._read_facts()
+            now = self._clock.monotonic()
+            if facts != last:
+                last = facts
+                await _send(socket, link.facts(facts, now))
+            else:
+                heartbeat = link.heartbeat(now)
+                if heartbeat is not None:
+                    await _send(socket, heartbeat)
+
+    async def _shoot(self, socket: ClientConnection, wish: TakeScreenshot) -> None:
+        try:
+            async with self._pictures:
+                pictures = await self._driver.screenshot(
+                    wish.session_id,
+                    max_width=wish.max_width,
+                    max_height=wish.max_height,
+                    format=wish.format,
+                )
+            answer = Screenshot(request=wish.request, pictures=tuple(pictures))
+        except Missing as error:
+            answer = Screenshot(request=wish.request, missing=True, reason=error.message)
+        except (DeskfleetError, OSError) as error:
+            answer = Screenshot(request=wish.request, reason=str(error))
+        try:
+            await _send(socket, answer)
+        except WebSocketException:
+            log.info("screenshot.not-sent", extra={"session_id": wish.session_id})
+
+
+async def _send(socket: ClientConnection, message: Message) -> None:
+    await socket.send(encode(message), text=True)

@@ -1,0 +1,22 @@
+"""The accounts that tests run sessions as.
+
+As root, tests make ordinary users of their own, once, and use them again; as anybody else they
+run as themselves, and what needs a second user is skipped.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import subprocess
+
+
+def ordinary_user(name: str) -> pwd.struct_passwd:
+    """Return an ordinary user to own sessions: `name`, or who runs the tests if that isn't root."""
+    if os.geteuid() != 0:
+        return pwd.getpwuid(os.geteuid())
+    try:
+        return pwd.getpwnam(name)
+    except KeyError:
+        subprocess.run(["useradd", "--create-home", "--shell", "/bin/bash", name], check=True)
+        return pwd.getpwnam(name)
