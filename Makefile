@@ -1,0 +1,43 @@
+# Every target does the set-up it needs, says what it installs, and can be run again; `make` lists them.
+# ARGS is passed on:  make up ARGS="--port 9443"   make test ARGS="tests/unit -k queue"
+# PYTHON names the Python to build .venv with, where the system's is too old.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup up test bench torture lock clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+setup: ## set up what `make up` needs, and nothing else
+	@scripts/setup run
+	@echo "deskfleet is set up. Start it: make up"
+
+up: ## set up and run broker, agent, desktops and console on this machine
+	@scripts/setup run
+	@exec .venv/bin/deskfleet up $(ARGS)
+
+test: ## set up, check the sources, run the tests
+	@scripts/setup test
+	.venv/bin/ruff check src tests
+	.venv/bin/ruff format --check src tests
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+	.venv/bin/pytest -m "not bench and not torture" $(ARGS)
+
+bench: ## set up and measure
+	@scripts/setup test
+	.venv/bin/pytest -m bench --capture=no $(ARGS)
+
+torture: ## set up and run the long campaigns (kill -9, partitions, races)
+	@scripts/setup test
+	.venv/bin/pytest -m torture $(ARGS)
+
+lock: ## regenerate requirements/*.txt (ARGS="--upgrade" or ARGS="-P name" for newer versions)
+	@scripts/setup run
+	@scripts/lock $(ARGS)
+
+clean: ## remove all that the set-up and the tests made in this folder
+	rm -rf .venv .setup build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf src/*.egg-info src/deskfleet/agent/desktop/page/{bundle,node_modules}
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

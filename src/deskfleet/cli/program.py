@@ -1,0 +1,83 @@
+"""What the long-running commands share: one event loop, one end, one way to fail.
+
+A program ends on SIGINT or SIGTERM, in order; a set-up that can't be had ends it with its one
+sentence, and so does a store that fails. Tracebacks are for bugs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any, NoReturn, TextIO
+
+import typer
+import uvloop
+
+from deskfleet.errors import DeskfleetError, SetupFailed, StoreFailed
+from deskfleet.observe import configure_logging
+
+log = logging.getLogger(__name__)
+
+CANT_RUN = 1
+INTERRUPTED = 130
+
+
+def run(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> None:
+    """Run `main(stop)` until it returns; `stop` is set by the signals that end a program."""
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_until_stopped(main))
+    except* SetupFailed as group:
+        fail(_first(group))
+    except* StoreFailed as group:
+        log.critical("store.failed", extra={"reason": str(_first(group))})
+        fail(_first(group))
+
+
+async def _until_stopped(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    await main(stop)
+
+
+def fail(error: DeskfleetError) -> NoReturn:
+    typer.echo(f"deskfleet: {error.message}", err=True)
+    raise typer.Exit(CANT_RUN)
+
+
+def _first(group: BaseExceptionGroup[Any]) -> DeskfleetError:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, DeskfleetError)
+    return error
+
+
+@contextlib.contextmanager
+def failing_well() -> Iterator[None]:
+    """Turn a set-up that can't be had into one sentence and an exit code."""
+    try:
+        yield
+    except (SetupFailed, StoreFailed) as error:
+        fail(error)
+
+
+def log_to(stream: TextIO | None, level: str, file: Path | None = None) -> None:
+    """Log to a stream, or by default to standard error: readable there, JSON elsewhere."""
+    if file is not None:
+        stream = open(file, "a", encoding="utf-8", opener=_private)  # noqa: PTH123, SIM115 - modes
+    elif stream is None:
+        stream = sys.stderr
+    configure_logging(level, stream, json=not stream.isatty())
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

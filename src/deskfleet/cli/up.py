@@ -1,0 +1,325 @@
+"""`deskfleet up`: broker, agent and desktop entrance on this machine, in one program.
+
+The first start makes everything that is needed (authority, certificates, store, an API client,
+the agent's enrolment) below one state folder; later starts find it there. Desktops live on when
+this program ends, and are there again after its next start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import fcntl
+import getpass
+import os
+import shlex
+import socket
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.console import Console
+
+from deskfleet.agent import identity
+from deskfleet.agent import main as agent_main
+from deskfleet.agent.drivers.owners import OwnerPolicy
+from deskfleet.agent.main import Agent
+from deskfleet.broker import main as broker_main
+from deskfleet.broker.main import Doors
+from deskfleet.broker.service.sessions import SessionView
+from deskfleet.cli.program import log_to, run
+from deskfleet.core.placement import Refusal
+from deskfleet.core.records import ApiClient, SessionRequest, Type
+from deskfleet.core.session import State
+from deskfleet.errors import SetupFailed
+from deskfleet.settings import (
+    AGENT_PORT,
+    CLIENT_PORT,
+    DESKTOP_PORT,
+    AgentSettings,
+    BrokerSettings,
+    default_state,
+    read,
+)
+
+LINK_SECONDS = 30.0
+OPEN_SECONDS = 60.0
+CLIENT_FILE = "client.json"
+PASSWORD_FILE = "client-password"  # noqa: S105
+LOG_FILE = "deskfleet.log"
+
+
+class Output(StrEnum):
+    text = "text"
+    json = "json"
+
+
+class Driver(StrEnum):
+    xvnc = "xvnc"
+    simulated = "simulated"
+
+
+class Announcement(msgspec.Struct):
+    """What a program needs to use this deskfleet; also kept as `client.json` for the commands."""
+
+    url: str
+    desktops_url: str
+    ca_file: str
+    client_id: str
+    client_password_file: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    output: Output
+    open: bool
+    allow_root_sessions: bool
+
+
+def up(
+    state: Annotated[
+        Path | None, typer.Option(help="Folder of all state; by default the XDG state folder.")
+    ] = None,
+    client_port: Annotated[int, typer.Option(help="Port for API clients.")] = CLIENT_PORT,
+    agent_port: Annotated[int, typer.Option(help="Port for agents.")] = AGENT_PORT,
+    desktop_port: Annotated[int, typer.Option(help="Port for browsers.")] = DESKTOP_PORT,
+    driver: Annotated[Driver, typer.Option(help="What runs the sessions.")] = Driver.xvnc,
+    allow_root_sessions: Annotated[
+        bool, typer.Option(help="Let root own sessions; only where root runs this.")
+    ] = False,
+    open: Annotated[
+        bool, typer.Option("--open", help="Also create a session and print its link.")
+    ] = False,
+    output: Annotated[Output, typer.Option(help="How to say where everything is.")] = Output.text,
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+) -> None:
+    """Run a whole deskfleet on this machine: API, agent and desktops in the browser."""
+    where = (state or default_state()).expanduser().absolute()
+    wishes = Wishes(output, open, allow_root_sessions)
+
+    async def main(stop: asyncio.Event) -> None:
+        with _alone(where):
+            log_to(None, log_level, where / LOG_FILE)
+            broker = read(
+                BrokerSettings,
+                environment=os.environ,
+                flags={
+                    "state": where,
+                    "client_port": client_port,
+                    "agent_port": agent_port,
+                    "advertise": "localhost",
+                },
+            )
+            agent = read(
+                AgentSettings,
+                environment=os.environ,
+                flags={
+                    "state": where / "agent",
+                    "desktop_port": desktop_port,
+                    "driver": driver.value,
+                    "allow_root_sessions": allow_root_sessions or None,
+                },
+            )
+            async with _everything(broker, agent) as (doors, server):
+                await _announce(where, doors, server, wishes, stop)
+                await stop.wait()
+                if output is Output.text:
+                    typer.echo("\nEnding. Desktops live on; the next start finds them.")
+
+    run(main)
+
+
+@contextlib.contextmanager
+def _alone(state: Path) -> Iterator[None]:
+    """Make sure that one program at a time works with a state folder."""
+    try:
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = (state / "up.lock").open("a")
+    except OSError as error:
+        raise SetupFailed(f"the state folder {state} can't be used: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise SetupFailed(
+                f"deskfleet already runs with the state folder {state}; end it first, or choose"
+                " another folder with --state"
+            ) from error
+        yield
+
+
+@contextlib.asynccontextmanager
+async def _everything(
+    broker: BrokerSettings, agent: AgentSettings
+) -> AsyncIterator[tuple[Doors, Agent]]:
+    async with broker_main.running(broker) as doors:
+        statement = await _statement(doors, agent.state)
+        joined = dataclasses.replace(
+            agent,
+            broker_url=f"https://localhost:{doors.agent_port}",
+            ca_file=doors.ca_file,
+            software_statement_path=statement,
+        )
+        async with agent_main.running(joined, tls_folder=doors.ca_file.parent) as server:
+            if statement is not None:
+                statement.unlink()
+            try:
+                await asyncio.wait_for(server.linked.wait(), LINK_SECONDS)
+            except TimeoutError as error:
+                raise SetupFailed(
+                    "the agent could not reach the broker on this machine; the log says why:"
+                    f" {broker.state / LOG_FILE}"
+                ) from error
+            yield doors, server
+
+
+async def _statement(doors: Doors, agent_state: Path) -> Path | None:
+    """Return a file with a software statement for an agent that is not enrolled yet."""
+    if identity.read(agent_state) is not None:
+        return None
+    path = agent_state / "software-statement"
+    agent_state.mkdir(mode=0o700, exist_ok=True)
+    _write_private(path, await doors.house.access.generate_software_statement())
+    return path
+
+
+async def _announce(
+    state: Path, doors: Doors, server: Agent, wishes: Wishes, stop: asyncio.Event
+) -> None:
+    announcement = await _announcement(state, doors, server)
+    if wishes.output is Output.json:
+        typer.echo(msgspec.json.encode(announcement).decode())
+    else:
+        _tell(announcement, state, wishes)
+    if wishes.open:
+        link = await _open(doors, stop)
+        if link is not None:
+            typer.echo(link if wishes.output is Output.json else f"\nYour desktop: {link}")
+
+
+async def _announcement(state: Path, doors: Doors, server: Agent) -> Announcement:
+    """Say where everything is; the API client is made at the first start, and kept."""
+    path = state / CLIENT_FILE
+    known = _known_client(path, doors)
+    password_file = state / PASSWORD_FILE
+    if known is None:
+        credentials = await doors.house.access.register_api_client(f"up@{socket.gethostname()}")
+        _write_private(password_file, credentials.client_password)
+        known = credentials.client_id
+    announcement = Announcement(
+        url=f"https://localhost:{doors.client_port}",
+        desktops_url=f"https://localhost:{server.desktop_port}",
+        ca_file=str(doors.ca_file),
+        client_id=known,
+        client_password_file=str(password_file),
+    )
+    _write_private(path, msgspec.json.encode(announcement).decode())
+    return announcement
+
+
+def _known_client(path: Path, doors: Doors) -> str | None:
+    try:
+        kept = msgspec.json.decode(path.read_bytes(), type=Announcement)
+    except (FileNotFoundError, msgspec.DecodeError):
+        return None
+    client = doors.house.replica.fleet.get(ApiClient, kept.client_id)
+    has_password = Path(kept.client_password_file).exists()
+    return kept.client_id if client is not None and client.active and has_password else None
+
+
+def _write_private(path: Path, text: str) -> None:
+    fresh = path.with_name(f"{path.name}.new")
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(descriptor)
+    fresh.rename(path)
+
+
+def _tell(announcement: Announcement, state: Path, wishes: Wishes) -> None:
+    console = Console(soft_wrap=True, highlight=False)
+    port = announcement.url.rpartition(":")[2]
+    rows = {
+        "API": f"{announcement.url}   (elsewhere: https://{socket.getfqdn()}:{port})",
+        "Desktops": announcement.desktops_url,
+        "Authority": announcement.ca_file,
+        "Client id": announcement.client_id,
+        "Password": f"in {announcement.client_password_file}",
+        "Log": str(state / LOG_FILE),
+    }
+    console.print("[bold]deskfleet is up.[/bold]\n")
+    for name, value in rows.items():
+        console.print(f"  {name:<10}", style="dim", end="")
+        console.print(value, markup=False)
+    console.print("\nGet a token:\n")
+    console.print(f"  {_curl_line(announcement)}", markup=False)
+    console.print("\nOr let the command line do it:\n")
+    console.print(f"  {_command_line(state)}", markup=False)
+    warning = _owners_warning(wishes)
+    if warning:
+        console.print(f"\n[yellow]{warning}[/yellow]")
+    console.print("\nCtrl-C ends it; desktops live on.")
+
+
+def _curl_line(announcement: Announcement) -> str:
+    # The password goes through a pipe: an argument could be read by every user of the machine.
+    password = f'"$(cat {shlex.quote(announcement.client_password_file)})"'
+    return (
+        f"printf 'user = \"%s:%s\"' {announcement.client_id} {password} |"
+        f" curl --config - --cacert {shlex.quote(announcement.ca_file)} --request POST"
+        f" '{announcement.url}/oauth2/token?grant_type=client_credentials'"
+    )
+
+
+def _command_line(state: Path) -> str:
+    where = "" if state == default_state() else f" --state {shlex.quote(str(state))}"
+    return f"deskfleet create-session --name first{where} --wait"
+
+
+def _owners_warning(wishes: Wishes) -> str | None:
+    if os.geteuid() != 0 or wishes.allow_root_sessions:
+        return None
+    if OwnerPolicy(0).ordinary_users():
+        return None
+    return (
+        "There is no ordinary user on this machine who could own a session: add one"
+        " (adduser NAME), or start with --allow-root-sessions."
+    )
+
+
+async def _open(doors: Doors, stop: asyncio.Event) -> str | None:
+    """Create a session for the current user and return the link to its desktop."""
+    owner = getpass.getuser()
+    sessions = doors.house.sessions
+    request = SessionRequest(name=f"{owner}'s desktop", owner=owner, type=Type.VIRTUAL)
+    (outcome,) = await sessions.create([request])
+    if isinstance(outcome, Refusal):
+        typer.echo(f"deskfleet: no session could be created: {outcome.reason}", err=True)
+        return None
+    deadline = asyncio.get_running_loop().time() + OPEN_SECONDS
+    while asyncio.get_running_loop().time() < deadline and not stop.is_set():
+        session = doors.house.replica.fleet.session(outcome.id)
+        view = None if session is None else sessions.view(session)
+        if view is None or view.seen.state is State.DELETED:
+            reason = "" if view is None else view.seen.reason
+            typer.echo(f"deskfleet: the session could not be started: {reason}", err=True)
+            return None
+        if view.seen.state is State.READY:
+            return _link(*await sessions.connect(outcome.id, owner))
+        await asyncio.sleep(0.05)
+    typer.echo("deskfleet: the session did not become READY in time", err=True)
+    return None
+
+
+def _link(view: SessionView, token: str) -> str:
+    assert view.facts is not None  # it is READY, so its server has said what it is
+    endpoint = view.facts.endpoints[0]
+    host = f"[{view.facts.ip}]" if ":" in view.facts.ip else view.facts.ip
+    path = endpoint.web_url_path or "/"
+    return f"https://{host}:{endpoint.port}{path}?authToken={token}#{view.session.id}"

@@ -1,0 +1,196 @@
+"""One client's way to a broker: TLS, the access token, patience, and errors as they are.
+
+Laws: a certificate is checked unless the caller said in so many words that it isn't. A 401 is
+tried once again with a new token; a 429 or 503 that says when to come back is obeyed, a bounded
+number of times and for a bounded time. Nothing else is sent twice: the caller can't know whether
+the first one was done.
+
+Must not: know the operations of the API, or put a secret into a URL or a message.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import msgspec
+
+from deskfleet import __version__
+from deskfleet.client.problems import CredentialsRefused, Refused, Unreachable, Unreadable
+from deskfleet.client.tokens import AccessToken, ClientPassword, Credentials, Grant, Tokens
+from deskfleet.errors import SetupFailed
+
+TRIES = 4
+"""Of one request that is told to come back later."""
+
+LONGEST_PAUSE = 15.0
+"""Seconds; a broker that wants more is not waited for."""
+
+_TOKEN_PATH = "/oauth2/token?grant_type=client_credentials"  # noqa: S105 (no password)
+_REASON_CHARACTERS = 500
+_BUSY = (httpx.codes.TOO_MANY_REQUESTS, httpx.codes.SERVICE_UNAVAILABLE)
+
+
+class _Error(msgspec.Struct):
+    error: str
+
+
+class Transport:
+    def __init__(
+        self,
+        url: str,
+        *,
+        credentials: Credentials,
+        ca_file: Path | None,
+        verify: bool,
+        timeout: float,
+        monotonic: Callable[[], float],
+        sleep: Callable[[float], None],
+        wire: httpx.BaseTransport | None = None,
+    ) -> None:
+        self._url = _checked(url)
+        self._credentials = credentials
+        self._sleep = sleep
+        self._tokens = Tokens(self._fetch_token, monotonic)
+        self._http = httpx.Client(
+            base_url=self._url,
+            verify=_tls(ca_file, verify=verify),
+            timeout=timeout,
+            transport=wire,
+            # The proxies of the environment are for others, not for this machine.
+            trust_env=not _is_loopback(self._url.host),
+            headers={"User-Agent": f"deskfleet/{__version__}", "Accept": "application/json"},
+        )
+
+    def close(self) -> None:
+        self._http.close()
+
+    def send(self, method: str, path: str, content: bytes | None = None) -> bytes:
+        """Return the body of a 200; raises `ClientError` for everything else."""
+        headers = {} if content is None else {"Content-Type": "application/json"}
+        request = self._http.build_request(method, path, content=content, headers=headers)
+        if isinstance(self._credentials, AccessToken):
+            return _body(self._sent_with(request, self._credentials.token))
+        token = self._tokens.current()
+        response = self._sent_with(request, token)
+        if response.status_code == httpx.codes.UNAUTHORIZED:
+            response = self._sent_with(request, self._tokens.replace(token))
+        return _body(response)
+
+    def _sent_with(self, request: httpx.Request, token: str) -> httpx.Response:
+        try:
+            request.headers["Authorization"] = f"Bearer {token}"
+        except UnicodeEncodeError:
+            raise SetupFailed("the access token holds characters that no token has") from None
+        return self._sent(request)
+
+    def _sent(self, request: httpx.Request) -> httpx.Response:
+        response = self._sent_once(request)
+        for _ in range(TRIES - 1):
+            pause = _pause(response)
+            if pause is None:
+                break
+            self._sleep(pause)
+            response = self._sent_once(request)
+        return response
+
+    def _sent_once(self, request: httpx.Request) -> httpx.Response:
+        place = f"{request.url.scheme}://{request.url.netloc.decode()}"
+        try:
+            return self._http.send(request)
+        except httpx.TimeoutException as error:
+            raise Unreachable(f"{place} did not answer in time") from error
+        except (httpx.TransportError, httpx.DecodingError) as error:
+            raise Unreachable(f"{place} can't be reached: {_why(error)}") from error
+
+    def _fetch_token(self) -> Grant:
+        assert isinstance(self._credentials, ClientPassword)
+        response = self._sent(self._token_request(self._credentials))
+        if response.status_code in {400, 401, 403}:
+            reason = f"the broker does not accept these client credentials: {_reason(response)}"
+            raise CredentialsRefused(reason, status=response.status_code)
+        try:
+            return msgspec.json.decode(_body(response), type=Grant, strict=False)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise Unreadable(f"the token endpoint's answer can't be read: {error}") from error
+
+    def _token_request(self, credentials: ClientPassword) -> httpx.Request:
+        """Ask in the query where the URL does so (as DCV's does), in the form otherwise."""
+        url = httpx.URL(_TOKEN_PATH)
+        if credentials.token_url is not None:
+            url = _checked(credentials.token_url)
+        asked = {} if "grant_type" in url.params else {"grant_type": "client_credentials"}
+        request = self._http.build_request(
+            "POST", url, data=asked, headers={"Content-Type": "application/x-www-form-urlencoded"}
+        )
+        basic = httpx.BasicAuth(credentials.client_id, credentials.password)
+        return next(basic.auth_flow(request))
+
+
+def _checked(url: str) -> httpx.URL:
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise SetupFailed(f"{url} is not a URL: {error}") from error
+    plain = parsed.scheme == "http" and _is_loopback(parsed.host)
+    if not parsed.host or not (parsed.scheme == "https" or plain):
+        raise SetupFailed(f"{url} is not an https URL")
+    if parsed.userinfo:
+        raise SetupFailed("a URL is no place for a password")
+    return parsed
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _tls(ca_file: Path | None, *, verify: bool) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=ca_file)
+    except OSError as error:
+        raise SetupFailed(f"the authority's certificate {ca_file} can't be read: {error}") from None
+    if not verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _why(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return f"its certificate is not trusted here; name its authority's CA file ({text})"
+    return text
+
+
+def _pause(response: httpx.Response) -> float | None:
+    """Return how long to wait before the same request may be sent again; None for never."""
+    if response.status_code not in _BUSY:
+        return None
+    try:
+        seconds = float(response.headers.get("Retry-After", ""))
+    except ValueError:
+        return None
+    return seconds if 0 <= seconds <= LONGEST_PAUSE else None
+
+
+def _body(response: httpx.Response) -> bytes:
+    if response.status_code == httpx.codes.OK:
+        return response.content
+    kind = CredentialsRefused if response.status_code == httpx.codes.UNAUTHORIZED else Refused
+    raise kind(_reason(response), status=response.status_code)
+
+
+def _reason(response: httpx.Response) -> str:
+    """Return the broker's reason in one line."""
+    try:
+        text = msgspec.json.decode(response.content, type=_Error).error
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        text = response.text
+    line = " ".join(text.split())[:_REASON_CHARACTERS]
+    return line or f"HTTP {response.status_code} {response.reason_phrase}".strip()

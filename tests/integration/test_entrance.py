@@ -1,0 +1,567 @@
+"""The entrance over real TLS, HTTP and WebSockets, in front of a small RFB server."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from deskfleet.agent.desktop.admission import cookie_name
+from deskfleet.agent.desktop.attendance import Close
+from deskfleet.agent.desktop.desktops import Desktop
+from deskfleet.core.permissions import OWNER_ONLY, Permissions, parse
+from support.entrance import RunningEntrance, entrance, run, until
+
+ALICE = "alice"
+SESSION = "5f2b5a1e-9f4e-4c52-8a35-5d1f0a2b7c11"
+OTHER = "0a8e1d3c-2b4f-4f6a-9c7d-8e1f2a3b4c5d"
+HELLO = b"RFB 003.008\n\x01\x01"
+KEY = b"\x04\x01\x00\x00\x00\x00\x00\x61"
+
+
+@dataclass
+class RfbServer:
+    """Says its version, takes everything down, and sends what it is told to."""
+
+    path: Path
+    heard: bytearray = field(default_factory=bytearray)
+    writers: list[asyncio.StreamWriter] = field(default_factory=list)
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.writers.append(writer)
+        writer.write(b"RFB 003.008\n")
+        try:
+            while data := await reader.read(65536):
+                self.heard += data
+        except ConnectionError:
+            pass
+        finally:
+            writer.close()
+
+    def desktop(self, session_id: str = SESSION, **changes: Any) -> Desktop:
+        facts: dict[str, Any] = {
+            "session_id": session_id,
+            "owner": ALICE,
+            "socket": self.path,
+            "max_clients": None,
+            "name": "Alice's desk",
+            "permissions": OWNER_ONLY,
+        }
+        return Desktop(**(facts | changes))
+
+
+@asynccontextmanager
+async def rfb_server(folder: Path) -> AsyncIterator[RfbServer]:
+    served = RfbServer(folder / "rfb.sock")
+    server = await asyncio.start_unix_server(served.serve, served.path)
+    try:
+        yield served
+    finally:
+        server.close()
+        for writer in served.writers:
+            writer.close()
+        await server.wait_closed()
+
+
+@dataclass
+class Browser:
+    """The network side of a page."""
+
+    at: RunningEntrance
+    http: httpx.AsyncClient
+
+    async def swap(self, session_id: str, token: str, **headers: str) -> httpx.Response:
+        body = {"sessionId": session_id, "authToken": token}
+        return await self.http.post(
+            "/connect", json=body, headers={"Origin": self.at.origin, **headers}
+        )
+
+    async def admit(self, user: str = ALICE, session_id: str = SESSION) -> None:
+        answer = await self.swap(session_id, self.at.verifier.token(session_id, user))
+        assert answer.status_code == 204, answer.text
+
+    def socket(self, session_id: str = SESSION, *, page: str = "", **options: Any) -> connect:
+        cookies = "; ".join(f"{name}={value}" for name, value in self.http.cookies.items())
+        options = {"origin": self.at.origin, "additional_headers": {"Cookie": cookies}} | options
+        return connect(
+            f"wss://localhost:{self.at.port}/rfb/{session_id}?page={page}",
+            ssl=self.at.trust(),
+            subprotocols=["binary"],  # type: ignore[list-item]
+            proxy=None,
+            max_queue=1,
+            **options,
+        )
+
+
+@asynccontextmanager
+async def browser(at: RunningEntrance) -> AsyncIterator[Browser]:
+    async with httpx.AsyncClient(base_url=at.origin, verify=at.trust(), trust_env=False) as http:
+        yield Browser(at, http)
+
+
+async def close_code(connection: ClientConnection) -> int:
+    async with asyncio.timeout(10):
+        with suppress(ConnectionClosed):
+            while True:
+                await connection.recv()
+    assert connection.close_code is not None
+    return connection.close_code
+
+
+async def status_of(attempt: connect) -> int:
+    with pytest.raises(InvalidStatus) as refused:
+        await attempt
+    return refused.value.response.status_code
+
+
+def test_a_token_becomes_a_cookie_and_the_cookie_a_desktop(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with (
+            rfb_server(tmp_path) as rfb,
+            entrance(tmp_path, rfb.desktop()) as at,
+            browser(at) as page,
+        ):
+            token = at.verifier.token(SESSION, ALICE)
+            answer = await page.swap(SESSION, token)
+            assert (answer.status_code, answer.content) == (204, b"")
+            name, _, rest = answer.headers["set-cookie"].partition("=")
+            assert name == cookie_name(SESSION)
+            assert name.startswith("__Host-deskfleet-")
+            flags = {flag.strip().lower() for flag in rest.split(";")[1:]}
+            assert flags == {"secure", "httponly", "samesite=strict", "path=/"}
+            assert token not in answer.headers["set-cookie"]
+
+            about = (await page.http.get(f"/admission/{SESSION}")).json()
+            assert about["name"] == "Alice's desk"
+            assert "keyboard" in about["features"]
+
+            async with page.socket() as connection:
+                assert connection.subprotocol == "binary"
+                assert connection.protocol.extensions == [], "no permessage-deflate"
+                assert await connection.recv() == b"RFB 003.008\n"
+                await connection.send(HELLO)
+                await connection.send(KEY[:3])
+                await connection.send(KEY[3:])
+                await until(lambda: rfb.heard == HELLO + KEY, "the key to arrive")
+            assert at.verifier.asked == [(SESSION, "127.0.0.1")]
+
+    run(main())
+
+
+def test_the_page_is_one_bundle_with_strict_headers(tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    (bundle / "index.html").write_text("<title>page</title>")
+    (bundle / "refused.html").write_text("<title>$title</title>$message")
+    (bundle / "main-AB.js").write_text("const page = 1;" * 100)
+
+    async def main() -> None:
+        async with entrance(tmp_path, bundle=bundle) as at, browser(at) as page:
+            index = await page.http.get("/")
+            assert (index.status_code, index.text) == (200, "<title>page</title>")
+            assert index.headers["cache-control"] == "no-store"
+            assert index.headers["referrer-policy"] == "no-referrer"
+            assert index.headers["x-content-type-options"] == "nosniff"
+            assert index.headers["cross-origin-opener-policy"] == "same-origin"
+            assert "default-src 'none'" in index.headers["content-security-policy"]
+            assert "unsafe" not in index.headers["content-security-policy"]
+            script = await page.http.get("/bundle/main-AB.js")
+            assert script.text == "const page = 1;" * 100
+            assert script.headers["content-encoding"] == "gzip"
+            assert "immutable" in script.headers["cache-control"]
+            plain = await page.http.get(
+                "/bundle/main-AB.js", headers={"Accept-Encoding": "identity"}
+            )
+            assert plain.text == script.text
+            for path in ("/bundle/nothing.js", "/bundle/..%2fentrance.pem", "/bundle/index.html"):
+                assert (await page.http.get(path)).status_code == 404
+            assert (await page.http.get("/health")).json() == {"status": "ok"}
+
+    run(main())
+
+
+def refused_tokens(at: RunningEntrance) -> dict[str, str]:
+    make = at.verifier.token
+    return {
+        "token.refused": make(
+            SESSION, ALICE, key="somebody else's key of more than thirty-two bytes"
+        ),
+        "token.expired": make(SESSION, ALICE, seconds=-5),
+        "session.missing": make("a session of another server", ALICE),
+        "nonsense": "nonsense",
+        "too long": "a." * 5000 + "b",
+    }
+
+
+def test_a_wrong_expired_or_foreign_token_gets_a_403_page(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with (
+            rfb_server(tmp_path) as rfb,
+            entrance(tmp_path, rfb.desktop()) as at,
+            browser(at) as page,
+        ):
+            for token in refused_tokens(at).values():
+                answer = await page.http.get("/", params={"authToken": token})
+                assert answer.status_code == 403
+                assert answer.headers["content-type"].startswith("text/html")
+                assert "does not open a desktop" in answer.text
+                assert token not in answer.text
+            good = await page.http.get("/", params={"authToken": at.verifier.token(SESSION, ALICE)})
+            assert good.status_code in {200, 503}, "503 where the page was not built"
+            assert "does not open" not in good.text
+            assert not page.http.cookies, "a navigation consumes and grants nothing"
+
+    run(main())
+
+
+def test_a_refused_swap_says_why(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with (
+            rfb_server(tmp_path) as rfb,
+            entrance(tmp_path, rfb.desktop()) as at,
+            browser(at) as page,
+        ):
+            for code in ("token.refused", "token.expired"):
+                answer = await page.swap(SESSION, refused_tokens(at)[code])
+                assert (answer.status_code, answer.json()["code"]) == (403, code)
+            foreign = await page.swap(SESSION, at.verifier.token(OTHER, ALICE))
+            assert (foreign.status_code, foreign.json()["code"]) == (403, "token.foreign")
+            stranger = await page.swap(SESSION, at.verifier.token(SESSION, "mallory"))
+            assert (stranger.status_code, stranger.json()["code"]) == (403, "permissions.display")
+            good = at.verifier.token(SESSION, ALICE)
+            elsewhere = await page.swap(SESSION, good, Origin="https://evil.example")
+            assert (elsewhere.status_code, elsewhere.json()["code"]) == (403, "origin.foreign")
+            for content in (b"{", b"[]", b'{"sessionId":1}', b"x" * 20_000):
+                answer = await page.http.post(
+                    "/connect",
+                    content=content,
+                    headers={"Origin": at.origin, "Content-Type": "application/json"},
+                )
+                assert answer.status_code == 400
+            at.verifier.reachable = False
+            away = await page.swap(SESSION, good)
+            assert (away.status_code, away.json()["code"]) == (503, "broker.unreachable")
+            assert (await page.http.get("/", params={"authToken": good})).status_code == 503
+            assert not page.http.cookies
+
+    run(main())
+
+
+def test_a_socket_needs_the_cookie_of_its_session_and_its_own_origin(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with (
+            rfb_server(tmp_path) as rfb,
+            entrance(tmp_path, rfb.desktop(), rfb.desktop(OTHER)) as at,
+            browser(at) as page,
+        ):
+            assert await status_of(page.socket()) == 403
+            await page.admit()
+            for origin in ("https://evil.example", f"http://localhost:{at.port}", None):
+                assert await status_of(page.socket(origin=origin)) == 403
+            assert await status_of(page.socket(OTHER)) == 403
+            stolen = page.http.cookies[cookie_name(SESSION)]
+            renamed = {"Cookie": f"{cookie_name(OTHER)}={stolen}"}
+            assert await status_of(page.socket(OTHER, additional_headers=renamed)) == 403
+            assert not rfb.writers, "nobody has reached a desktop"
+
+    run(main())
+
+
+def test_connections_are_counted_and_limited(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with (
+            rfb_server(tmp_path) as rfb,
+            entrance(tmp_path, rfb.desktop(max_clients=2)) as at,
+            browser(at) as page,
+        ):
+            await page.admit()
+            assert at.attendance.connections(SESSION) == 0
+            assert at.attendance.last_disconnection_at(SESSION) is None
+            async with page.socket(page="1"), page.socket(page="2") as second:
+                await until(lambda: at.attendance.connections(SESSION) == 2, "two connections")
+                async with page.socket(page="3") as third:
+                    assert await close_code(third) == Close.FULL
+                assert len(rfb.writers) == 2
+                await second.close()
+                await until(lambda: at.attendance.connections(SESSION) == 1, "one to leave")
+                left = at.attendance.last_disconnection_at(SESSION)
+                assert left is not None
+                async with page.socket(page="4"):
+                    await until(lambda: at.attendance.connections(SESSION) == 2, "the next one")
+            await until(lambda: at.attendance.connections(SESSION) == 0, "all to leave")
+            last = at.attendance.last_disconnection_at(SESSION)
+            assert last is not None
+            assert last > left
+            assert at.changes == [SESSION] * 6
+
+    run(main())
+
+
+def test_a_page_that_comes_back_takes_its_own_seat(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with (
+            rfb_server(tmp_path) as rfb,
+            entrance(tmp_path, rfb.desktop(max_clients=1)) as at,
+            browser(at) as page,
+        ):
+            await page.admit()
+            async with page.socket(page="same") as lost:
+                assert await lost.recv() == b"RFB 003.008\n"
+                async with page.socket(page="same") as back:
+                    assert await back.recv() == b"RFB 003.008\n"
+                    assert await close_code(lost) == Close.REPLACED
+                    assert at.attendance.connections(SESSION) == 1
+
+    run(main())
+
+
+def test_a_cut_connection_is_noticed_and_the_cookie_still_admits(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with (
+            rfb_server(tmp_path) as rfb,
+            entrance(tmp_path, rfb.desktop()) as at,
+            browser(at) as page,
+        ):
+            await page.admit()
+            connection = await page.socket()
+            await until(lambda: at.attendance.connections(SESSION) == 1, "the connection")
+            connection.transport.abort()
+            await until(lambda: at.attendance.connections(SESSION) == 0, "the loss")
+            assert at.attendance.last_disconnection_at(SESSION) is not None
+            async with page.socket() as again:
+                assert await again.recv() == b"RFB 003.008\n"
+            assert len(at.verifier.asked) == 1
+
+    run(main())
+
+
+def test_deleting_a_session_ends_its_sockets_and_admissions(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with (
+            rfb_server(tmp_path) as rfb,
+            entrance(tmp_path, rfb.desktop(), rfb.desktop(OTHER)) as at,
+            browser(at) as page,
+        ):
+            await page.admit()
+            await page.admit(session_id=OTHER)
+            async with page.socket() as first, page.socket(OTHER) as other:
+                await until(lambda: at.attendance.connections(SESSION) == 1, "the connection")
+                del at.desktops.known[SESSION]
+                at.attendance.close_all(SESSION)
+                assert await close_code(first) == Close.RECHECK
+                await other.recv()
+                assert at.attendance.connections(OTHER) == 1, "others stay"
+            gone = await page.http.get(f"/admission/{SESSION}")
+            assert (gone.status_code, gone.json()["code"]) == (410, "session.ended")
+            at.desktops.known[SESSION] = rfb.desktop()
+            assert await status_of(page.socket()) == 403
+
+    run(main())
+
+
+def only(text: str) -> Permissions:
+    return parse(f"[permissions]\n%owner% allow builtin\n{text}\n")
+
+
+def test_permissions_are_asked_at_each_connection(tmp_path: Path) -> None:
+    async def main() -> None:
+        watcher = only("bob allow display unsupervised-access")
+        async with (
+            rfb_server(tmp_path) as rfb,
+            entrance(tmp_path, rfb.desktop(permissions=watcher)) as at,
+            browser(at) as page,
+        ):
+            await page.admit("bob")
+            async with page.socket() as connection:
+                await connection.send(HELLO + KEY + b"\x05\x01\x00\x00\x00\x00")
+                await connection.send(b"\x00" * 20)
+                await until(lambda: bytes(20) in rfb.heard, "what may pass")
+                assert KEY not in rfb.heard
+                at.desktops.known[SESSION] = rfb.desktop()
+                at.attendance.close_all(SESSION)
+                assert await close_code(connection) == Close.RECHECK
+            now = await page.http.get(f"/admission/{SESSION}")
+            assert (now.status_code, now.json()["code"]) == (403, "permissions.display")
+
+    run(main())
+
+
+def test_operating_system_groups_count(tmp_path: Path) -> None:
+    async def main() -> None:
+        rules = only("osgroup:lab allow display unsupervised-access")
+        groups = {"carol": frozenset({"lab"})}
+        async with (
+            rfb_server(tmp_path) as rfb,
+            entrance(
+                tmp_path,
+                rfb.desktop(permissions=rules),
+                groups=lambda user: groups.get(user, frozenset()),
+            ) as at,
+            browser(at) as page,
+        ):
+            await page.admit("carol")
+            refused = await page.swap(SESSION, at.verifier.token(SESSION, "dave"))
+            assert refused.status_code == 403
+
+    run(main())
+
+
+def test_a_guest_without_unsupervised_access_is_there_only_with_the_owner(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with (
+            rfb_server(tmp_path) as rfb,
+            entrance(tmp_path, rfb.desktop(permissions=only("bob allow display mouse"))) as at,
+            browser(at) as owner,
+            browser(at) as guest,
+        ):
+            await owner.admit()
+            await guest.admit("bob")
+            assert await status_of(guest.socket()) == 403
+            async with owner.socket() as supervising:
+                await supervising.recv()
+                async with guest.socket() as guested:
+                    await guested.recv()
+                    await supervising.close()
+                    assert await close_code(guested) == Close.REFUSED
+
+    run(main())
+
+
+def test_what_breaks_the_protocol_is_cut_off(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with (
+            rfb_server(tmp_path) as rfb,
+            entrance(tmp_path, rfb.desktop()) as at,
+            browser(at) as page,
+        ):
+            await page.admit()
+            for message in (HELLO + b"\xfa", "text", b"GET / HTTP/1.1\r\n"):
+                async with page.socket() as connection:
+                    await connection.send(message)
+                    assert await close_code(connection) == Close.PROTOCOL
+            async with page.socket() as connection:
+                await connection.send(bytes(2 << 20))
+                assert await close_code(connection) == 1009, "too big"
+            await until(lambda: at.attendance.connections(SESSION) == 0, "all to be gone")
+
+    run(main())
+
+
+def test_a_desktop_that_does_not_answer_is_no_connection(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with rfb_server(tmp_path) as rfb:
+            dead = rfb.desktop(socket=tmp_path / "nobody.sock")
+            async with entrance(tmp_path, dead) as at, browser(at) as page:
+                await page.admit()
+                async with page.socket() as connection:
+                    assert await close_code(connection) == Close.UNREACHABLE
+                assert at.changes == []
+                assert at.attendance.last_disconnection_at(SESSION) is None
+
+    run(main())
+
+
+def test_a_desktop_that_ends_ends_its_connections(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with (
+            rfb_server(tmp_path) as rfb,
+            entrance(tmp_path, rfb.desktop()) as at,
+            browser(at) as page,
+        ):
+            await page.admit()
+            async with page.socket() as connection:
+                await connection.recv()
+                rfb.writers[0].transport.abort()
+                assert await close_code(connection) == Close.UNREACHABLE
+
+    run(main())
+
+
+def narrow_socket(port: int) -> socket.socket:
+    """A connection with small buffers, so that what isn't read soon stops the sender."""
+    narrow = socket.socket()
+    narrow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
+    narrow.connect(("127.0.0.1", port))
+    narrow.setblocking(False)
+    return narrow
+
+
+def test_a_browser_that_does_not_read_stops_its_desktop(tmp_path: Path) -> None:
+    """And nothing is lost: it gets every byte once it reads again."""
+    total = 64 << 20
+
+    async def flood(writer: asyncio.StreamWriter, sent: list[int]) -> None:
+        block = bytes(range(256)) * 1024
+        for _ in range(total // len(block)):
+            writer.write(block)
+            await writer.drain()
+            sent.append(len(block))
+
+    async def stalled(sent: list[int]) -> int:
+        """Return how much has been taken when no more is taken for a second."""
+        async with asyncio.timeout(20):
+            while True:
+                before = len(sent)
+                await asyncio.sleep(1.0)
+                if sent and len(sent) == before:
+                    return sum(sent)
+
+    async def main() -> None:
+        async with (
+            rfb_server(tmp_path) as rfb,
+            entrance(tmp_path, rfb.desktop()) as at,
+            browser(at) as page,
+        ):
+            await page.admit()
+            options: dict[str, Any] = {
+                "sock": narrow_socket(at.port),
+                "server_hostname": "localhost",
+            }
+            async with page.socket(**options) as connection:
+                await until(lambda: bool(rfb.writers), "the desktop to be reached")
+                sent: list[int] = []
+                flooding = asyncio.create_task(flood(rfb.writers[0], sent))
+                assert await stalled(sent) < 16 << 20, "the entrance must not hoard"
+                got = 0
+                async with asyncio.timeout(60):
+                    while got < len(b"RFB 003.008\n") + total:
+                        got += len(await connection.recv())
+                await flooding
+
+    run(main())
+
+
+def test_no_token_and_no_cookie_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+
+    async def main() -> list[str]:
+        async with (
+            rfb_server(tmp_path) as rfb,
+            entrance(tmp_path, rfb.desktop()) as at,
+            browser(at) as page,
+        ):
+            token = at.verifier.token(SESSION, ALICE)
+            await page.swap(SESSION, token)
+            async with page.socket() as connection:
+                await connection.recv()
+            # The client under test logs what it sends; only the server's logs are its own.
+            return [token, *page.http.cookies.values()]
+
+    secrets = run(main())
+    ours = [
+        f"{record.getMessage()} {record.__dict__}"
+        for record in caplog.records
+        if record.name.startswith(("deskfleet", "uvicorn.access"))
+    ]
+    assert any("connection.opened" in line for line in ours)
+    assert not [line for line in ours for secret in secrets if secret in line]
