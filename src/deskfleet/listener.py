@@ -98,4 +98,13 @@ async def listening(
         yield
     finally:
         server.should_exit = True
-        await serving
+        await _end(server, serving)
+
+
+async def _end(server: uvicorn.Server, serving: asyncio.Task[None]) -> None:
+    """Wait for what is being answered, but not for idle clients to hang up their side of TLS."""
+    while not serving.done():
+        if not server.server_state.tasks:
+            server.force_exit = True
+        await asyncio.wait([serving], timeout=0.02)
+    serving.result()

@@ -13,7 +13,6 @@ from typing import Protocol
 
 import pytest
 from PIL import Image
-from support.sessions import need_xvnc, session_owner, session_spec, xvnc_driver, xvnc_folder
 
 from deskfleet.agent.drivers.simulated import SimulatedDriver
 from deskfleet.agent.drivers.xvnc import XvncDriver
@@ -21,6 +20,7 @@ from deskfleet.core.records import Type
 from deskfleet.errors import Invalid, Missing, StartFailed
 from deskfleet.ports import SessionDriver
 from deskfleet.system import SystemClock
+from support.sessions import need_xvnc, session_owner, session_spec, xvnc_driver, xvnc_folder
 
 SCREEN = (1280, 800)
 ENDS_WITHIN = 10.0

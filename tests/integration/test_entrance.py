@@ -175,6 +175,9 @@ def test_the_page_is_one_bundle_with_strict_headers(tmp_path: Path) -> None:
             assert index.headers["cross-origin-opener-policy"] == "same-origin"
             assert "default-src 'none'" in index.headers["content-security-policy"]
             assert "unsafe" not in index.headers["content-security-policy"]
+            assert f"'self' wss://localhost:{at.port};" in index.headers["content-security-policy"]
+            odd = await page.http.get("/", headers={"Host": "x; script-src *"})
+            assert "script-src *" not in odd.headers["content-security-policy"]
             script = await page.http.get("/bundle/main-AB.js")
             assert script.text == "const page = 1;" * 100
             assert script.headers["content-encoding"] == "gzip"

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jwt
-import uvicorn
 import uvloop
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -24,8 +22,10 @@ from cryptography.x509.oid import NameOID
 
 from deskfleet.agent.desktop.attendance import Attendance
 from deskfleet.agent.desktop.desktops import Desktop
-from deskfleet.agent.desktop.entrance import build_entrance, listener_options
+from deskfleet.agent.desktop.entrance import MAX_MESSAGE_BYTES, build_entrance
+from deskfleet.certificates import server_context
 from deskfleet.errors import Unavailable
+from deskfleet.listener import bind, listening, port_of
 from deskfleet.system import SystemClock, SystemIds
 
 T = TypeVar("T")
@@ -115,23 +115,10 @@ async def entrance(
     attendance = Attendance(SystemClock(), changes.append)
     verifier = Verifier()
     app = build_entrance(known, verifier, attendance, SystemClock(), SystemIds(), **options)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        config = uvicorn.Config(
-            app,
-            ssl_certfile=str(certificate),
-            log_config=None,
-            lifespan="off",
-            **listener_options(),
-        )
-        server = uvicorn.Server(config)
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
-        await until(lambda: server.started, "the entrance to start")
-        port = listener.getsockname()[1]
-        try:
-            yield RunningEntrance(port, certificate, known, verifier, attendance, changes)
-        finally:
-            server.should_exit = True
-            await serving
+    context = server_context(certificate, certificate)
+    with closing(bind("127.0.0.1", 0, "desktops")) as bound:
+        async with listening(app, bound, context, max_message_bytes=MAX_MESSAGE_BYTES):
+            yield RunningEntrance(port_of(bound), certificate, known, verifier, attendance, changes)
 
 
 def write_certificate(path: Path) -> None:
@@ -157,4 +144,5 @@ def write_certificate(path: Path) -> None:
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
+    path.touch(mode=0o600)
     path.write_bytes(private + certificate.public_bytes(serialization.Encoding.PEM))

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
+import ssl
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 
@@ -112,11 +113,15 @@ def up(
         program.stop()
 
 
+def trust(ca_file: Path) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=str(ca_file))
+
+
 class Portal:
     """Calls the API as a portal does: plain JSON over TLS."""
 
     def __init__(self, url: str, ca_file: Path, client_id: str, client_password: str) -> None:
-        self._http = httpx.Client(base_url=url, verify=str(ca_file), timeout=30, trust_env=False)
+        self._http = httpx.Client(base_url=url, verify=trust(ca_file), timeout=30, trust_env=False)
         self._credentials = client_id, client_password
         self.login()
 
@@ -155,13 +160,32 @@ class Portal:
         return str(self.session(session_id)["State"])
 
     def wait(self, session_id: str, state: str, seconds: float = 30.0) -> dict[str, Any]:
-        until(lambda: self.state(session_id) == state, seconds=seconds)
+        def is_there() -> bool:
+            seen = self.session(session_id)
+            assert seen["State"] in {state, "CREATING", "READY", "DELETING", "UNKNOWN"}, seen
+            return bool(seen["State"] == state)
+
+        until(is_there, seconds=seconds)
         return self.session(session_id)
 
     def ready(self, owner: str, name: str = "test", **more: Any) -> str:
         session_id = self.create(owner, name, **more)
         self.wait(session_id, "READY")
         return session_id
+
+    def available(self) -> list[str]:
+        """Return the ids of the servers that can take sessions."""
+        servers = self.call("/describeServers")["Servers"]
+        return [str(one["Id"]) for one in servers if one["Availability"] == "AVAILABLE"]
+
+    def delete_all(self) -> None:
+        """Delete all sessions, and wait until nothing of them is left."""
+        sessions = self.call("/describeSessions")["Sessions"]
+        for one in sessions:
+            if one["State"] not in {"DELETED", "DELETING"}:
+                self.delete(one["Id"], one["Owner"])
+        for one in sessions:
+            self.wait(one["Id"], "DELETED")
 
     def delete(self, session_id: str, owner: str, **more: Any) -> None:
         item = {"SessionId": session_id, "Owner": owner, **more}
@@ -178,13 +202,112 @@ class Portal:
         )
 
 
-def is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
+def free_ports(count: int) -> list[int]:
+    probes = [socket.socket() for _ in range(count)]
+    for probe in probes:
+        probe.bind(("127.0.0.1", 0))
+    ports = [int(probe.getsockname()[1]) for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
 
 
-def now() -> float:
-    return time.monotonic()
+def answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+class Site:
+    """Brokers on one store and agents on one machine, each a program with ports that stay."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.broker_state = folder / "broker"
+        self.ca_file = self.broker_state / "tls" / "ca.pem"
+        self._programs: dict[str, Program] = {}
+        self._ports: dict[str, tuple[int, int]] = {}
+        self._portals: list[Portal] = []
+        self._credentials: list[str] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for portal in self._portals:
+            portal.close()
+        # Agents first: they have nobody to report to otherwise.
+        for _name, program in sorted(self._programs.items()):
+            program.stop()
+
+    def start_broker(self, name: str = "broker", *more: str) -> Program:
+        """Start a broker, or start it again, and wait until it answers."""
+        if name not in self._ports:
+            clients, agents = free_ports(2)
+            self._ports[name] = clients, agents
+        clients, agents = self._ports[name]
+        program = Program(
+            [
+                *("broker", "run", "--state", str(self.broker_state), "--advertise", "localhost"),
+                *("--client-port", str(clients), "--agent-port", str(agents), *more),
+            ],
+            self.folder / f"{name}.log",
+        )
+        self._programs[name] = program
+        until(lambda: answers(clients) or program.process.poll() is not None, START_SECONDS)
+        assert program.process.poll() is None, (self.folder / f"{name}.log").read_text()
+        return program
+
+    def start_agent(
+        self, name: str = "agent", *more: str, brokers: Sequence[str] = ("broker",)
+    ) -> Program:
+        """Start an agent that asks the named brokers in turn; `more` holds its driver."""
+        statement = self.folder / "statement"
+        if not statement.exists():
+            said = self.command("generate-software-statement")
+            statement.write_text(said.strip().splitlines()[-1])
+        (port,) = free_ports(1)
+        urls = [f"https://localhost:{self._ports[broker][1]}" for broker in brokers]
+        program = Program(
+            [
+                *("agent", "run", "--state", str(self.folder / name)),
+                *("--broker-url", ",".join(urls), "--ca-file", str(self.ca_file)),
+                *("--software-statement-path", str(statement), "--desktop-port", str(port), *more),
+            ],
+            self.folder / f"{name}.log",
+        )
+        self._programs[name] = program
+        return program
+
+    def kill(self, name: str) -> None:
+        self._programs.pop(name).kill()
+
+    def stop(self, name: str) -> int:
+        return self._programs.pop(name).stop()
+
+    def command(self, *arguments: str) -> str:
+        """Run a command of the brokers and return what it prints."""
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "deskfleet", "broker"),
+                *(*arguments, "--state", str(self.broker_state)),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def portal(self, broker: str = "broker") -> Portal:
+        """Return a client of one broker; all brokers know the same credentials."""
+        if not self._credentials:
+            said = self.command("register-api-client", "--client-name", "test")
+            self._credentials = [line.partition(": ")[2] for line in said.splitlines()]
+        url = f"https://localhost:{self._ports[broker][0]}"
+        portal = Portal(url, self.ca_file, *self._credentials)
+        self._portals.append(portal)
+        return portal
+
+    def log(self, name: str) -> str:
+        return (self.folder / f"{name}.log").read_text()

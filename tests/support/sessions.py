@@ -10,13 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from support.users import ordinary_user
 
 from deskfleet.agent.drivers.owners import OwnerPolicy
 from deskfleet.agent.drivers.xvnc import XvncDriver
 from deskfleet.core.records import SessionRequest, Type
 from deskfleet.ports import SessionSpec
 from deskfleet.system import SystemClock
+from support.users import ordinary_user
 
 START_LIMIT_SECONDS = 40.0
 

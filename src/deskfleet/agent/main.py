@@ -18,7 +18,7 @@ from deskfleet.agent import identity
 from deskfleet.agent.broker_door import BrokerDoor
 from deskfleet.agent.desktop.attendance import Attendance
 from deskfleet.agent.desktop.desktops import Desktop
-from deskfleet.agent.desktop.entrance import build_entrance
+from deskfleet.agent.desktop.entrance import MAX_MESSAGE_BYTES, build_entrance
 from deskfleet.agent.drivers.owners import OwnerPolicy
 from deskfleet.agent.drivers.simulated import SimulatedDriver
 from deskfleet.agent.drivers.xvnc import XvncDriver
@@ -174,7 +174,7 @@ async def _parts(
     context = await asyncio.to_thread(_server_context, folder)
     linking = asyncio.create_task(uplink.run())
     try:
-        async with listening(entrance, bound, context):
+        async with listening(entrance, bound, context, max_message_bytes=MAX_MESSAGE_BYTES):
             log.info("agent.started", extra={"server_id": who.client_id, "driver": driver.name})
             yield Agent(who.client_id, port_of(bound), uplink.linked)
     finally:

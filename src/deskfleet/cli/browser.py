@@ -51,7 +51,7 @@ class _Visitor(BaseHTTPRequestHandler):
     server: _Redirect
     timeout = LIMIT
 
-    def do_GET(self) -> None:  # noqa: N802 (the name that http.server calls)
+    def do_GET(self) -> None:
         mine = self.path == self.server.path and _is_own(self.client_address, self.server)
         link = self.server.take() if mine else None
         self.send_response(HTTPStatus.NOT_FOUND if link is None else HTTPStatus.SEE_OTHER)

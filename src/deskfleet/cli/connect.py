@@ -23,7 +23,10 @@ GONE = ("DELETING", "DELETED")
 
 def connect(
     run: Invocation,
-    session: Annotated[str, typer.Argument(help="Its id, or the name of one of the user's own.")],
+    *,
+    session: Annotated[
+        str, typer.Argument(metavar="SESSION", help="Its id, or the name of one of the user's own.")
+    ],
     user: Annotated[str | None, typer.Option(help="Default: the current user.")] = None,
     browser: Annotated[
         bool, typer.Option("--browser", help="Open the link in a browser as well.")
@@ -55,10 +58,12 @@ def _find(run: Invocation, session: str, user: str) -> Session:
     ]
     if len(named) == 1:
         return named[0]
-    if named:
-        ids = ", ".join(each.id for each in named)
-        run.output.give_up(f"{user} has {len(named)} sessions with the name {session}: {ids}")
-    run.output.give_up(f"there is no session {session}")
+    ids = ", ".join(each.id for each in named)
+    raise run.output.failure(
+        f"{user} has {len(named)} sessions with the name {session}: {ids}"
+        if named
+        else f"there is no session {session}"
+    )
 
 
 def _open(run: Invocation, url: str) -> None:

@@ -72,9 +72,9 @@ class ClientFile(msgspec.Struct, frozen=True, kw_only=True):
 
     url: str
     client_id: str
-    client_password_file: Path
+    client_password_file: str
     """Relative to the state folder, or absolute; so is `ca_file`."""
-    ca_file: Path | None = None
+    ca_file: str | None = None
     desktops_url: str | None = None
 
 

@@ -13,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -57,9 +57,12 @@ API_COMMANDS: tuple[Callable[..., None], ...] = (
 )
 
 
-def main() -> int:
-    """Run the command line; return what the shell is told."""
-    arguments = sys.argv[1:]
+def main() -> NoReturn:
+    """Run the command line and end with the code that the shell is told."""
+    sys.exit(_run(sys.argv[1:]))
+
+
+def _run(arguments: Sequence[str]) -> int:
     try:
         application(_loaded(arguments))(args=arguments, prog_name=PROGRAM)
     except DeskfleetError as error:
@@ -68,7 +71,7 @@ def main() -> int:
         return exit_code(error)
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
-    except Exception:
+    except Exception:  # noqa: BLE001 (the last supervisor: it tells the whole story)
         traceback.print_exc()
         return ExitCode.OTHER
     return ExitCode.OK
@@ -114,19 +117,16 @@ def _never() -> None:
     raise AssertionError
 
 
-def _version(asked: bool) -> None:  # noqa: FBT001 (Typer's form of a callback)
+def _version(asked: bool) -> None:  # noqa: FBT001 (Typer calls it so)
     if asked:
         typer.echo(f"{PROGRAM} {__version__}")
         raise typer.Exit
 
 
 def _options(
-    version: Annotated[  # noqa: ARG001, FBT002 (its callback acts)
+    *,
+    version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it and end.")
     ] = False,
 ) -> None:
     pass
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import IntEnum, StrEnum
-from typing import Any, NoReturn, Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
 import msgspec
 import typer
@@ -149,10 +149,10 @@ class Output:
         """Tell a person something that is not the result."""
         self._stderr.write(f"deskfleet: {clean(text)}\n")
 
-    def give_up(self, text: str) -> NoReturn:
-        """End the command: the broker answered, but not with what was asked for."""
+    def failure(self, text: str) -> typer.Exit:
+        """Tell why the broker's answer isn't what was asked for; return what ends the command."""
         self.tell(text)
-        raise typer.Exit(ExitCode.SERVICE)
+        return typer.Exit(ExitCode.SERVICE)
 
     def show_page(self, answer: Page) -> None:
         """Print a page; people are told how to get the next one."""
@@ -163,6 +163,10 @@ class Output:
     def finish(self, answer: BatchAnswer) -> None:
         """Print a batch's answer; the command ends with an error if any part of it failed."""
         self.show(answer)
+        self.check(answer)
+
+    def check(self, answer: BatchAnswer) -> None:
+        """Tell what the broker refused, and end the command if it refused anything."""
         for failed in answer.unsuccessful_list:
             self.tell(": ".join(part for part in (failed.subject, failed.failure_reason) if part))
         if answer.unsuccessful_list:

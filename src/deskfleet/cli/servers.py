@@ -10,7 +10,7 @@ from deskfleet.cli.connection import Invocation
 from deskfleet.cli.sessions import MaxResults, NextToken, listed, some
 from deskfleet.client.shapes import DescribeServersResponse
 
-ManyServers = Annotated[list[str] | None, typer.Argument(metavar="[SERVER]...")]
+ManyServers = Annotated[list[str] | None, typer.Argument(metavar="SERVER...", help="Their ids.")]
 ServerIds = Annotated[
     list[str] | None, typer.Option(metavar="ID,ID...", help="The same as SERVER...")
 ]
@@ -18,6 +18,7 @@ ServerIds = Annotated[
 
 def describe_servers(
     run: Invocation,
+    *,
     server: ManyServers = None,
     server_ids: ServerIds = None,
     max_results: MaxResults = None,
@@ -36,13 +37,16 @@ def describe_servers(
     run.output.show_page(answer)
 
 
-def open_servers(run: Invocation, server: ManyServers = None, server_ids: ServerIds = None) -> None:
+def open_servers(
+    run: Invocation, *, server: ManyServers = None, server_ids: ServerIds = None
+) -> None:
     """Let sessions be placed on servers."""
     run.output.finish(run.client.open_servers(some(listed(server, server_ids))))
 
 
 def close_servers(
     run: Invocation,
+    *,
     server: ManyServers = None,
     server_ids: ServerIds = None,
     force: Annotated[

@@ -37,8 +37,8 @@ from deskfleet.errors import Invalid, SetupFailed
 
 TYPES = ("CONSOLE", "VIRTUAL")
 
-OneSession = Annotated[str | None, typer.Argument(metavar="[SESSION]", help="Its id.")]
-ManySessions = Annotated[list[str] | None, typer.Argument(metavar="[SESSION]...")]
+OneSession = Annotated[str | None, typer.Argument(metavar="SESSION", help="Its id.")]
+ManySessions = Annotated[list[str] | None, typer.Argument(metavar="SESSION...", help="Their ids.")]
 SessionId = Annotated[str | None, typer.Option(help="The same as SESSION.")]
 SessionIds = Annotated[
     list[str] | None, typer.Option(metavar="ID,ID...", help="The same as SESSION...")
@@ -53,6 +53,7 @@ Seconds = Annotated[float, typer.Option(min=0, help="How long --wait waits at mo
 
 def describe_sessions(
     run: Invocation,
+    *,
     session: ManySessions = None,
     session_ids: SessionIds = None,
     owner: Annotated[str | None, typer.Option(help="Those of one owner.")] = None,
@@ -81,6 +82,7 @@ def describe_sessions(
 
 def create_session(
     run: Invocation,
+    *,
     name: Annotated[str, typer.Option(help="What people call it.")],
     owner: Owner = None,
     type: Annotated[str, typer.Option(metavar="VIRTUAL|CONSOLE")] = "VIRTUAL",
@@ -151,6 +153,7 @@ def _finish_created(run: Invocation, answer: CreateSessionsResponse, limit: floa
 
 def delete_session(
     run: Invocation,
+    *,
     session: OneSession = None,
     session_id: SessionId = None,
     owner: Owner = None,
@@ -180,11 +183,12 @@ def _finish_deleted(run: Invocation, answer: DeleteSessionsResponse, limit: floa
     done = DeleteSessionSuccessfulResponse(session_id=id, state=state)
     run.output.finish(msgspec.structs.replace(answer, successful_list=(done,)))
     if state != "DELETED":
-        run.output.give_up(f"{id} is still {state} after {limit:g} s")
+        raise run.output.failure(f"{id} is still {state} after {limit:g} s")
 
 
 def get_session_connection_data(
     run: Invocation,
+    *,
     session: OneSession = None,
     session_id: SessionId = None,
     user: Annotated[str | None, typer.Option(help="Default: the current user.")] = None,
@@ -196,6 +200,7 @@ def get_session_connection_data(
 
 def get_session_screenshots(
     run: Invocation,
+    *,
     session: ManySessions = None,
     session_ids: SessionIds = None,
     max_width: Annotated[int | None, typer.Option(min=1, help="Pixels.")] = None,
@@ -214,14 +219,17 @@ def get_session_screenshots(
             for id in ids
         ]
     )
-    if folder is not None:
-        for path in _write_pictures(answer, folder, asked=ids):
-            run.output.tell(f"wrote {path}")
-    run.output.finish(answer)
+    if folder is None:
+        run.output.finish(answer)
+        return
+    for path in _write_pictures(answer, folder, asked=ids):
+        run.output.line(str(path))
+    run.output.check(answer)
 
 
 def update_session_permissions(
     run: Invocation,
+    *,
     permissions_file: Annotated[
         str,
         typer.Option(
@@ -255,7 +263,7 @@ def require_ready(run: Invocation, id: str, session: Session | None) -> None:
         return
     found = "gone" if session is None else session.state
     reason = (session.state_reason if session else None) or "it did not become READY in time"
-    run.output.give_up(f"{id} is {found}: {reason}")
+    raise run.output.failure(f"{id} is {found}: {reason}")
 
 
 def current_user() -> str:

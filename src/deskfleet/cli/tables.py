@@ -34,6 +34,7 @@ _STYLES = {
     "DELETED": "dim",
 }
 
+_COLOURED = ("State", "Availability")
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 _BINARY_STEP = 1024
 
@@ -54,11 +55,11 @@ class Sheet:
 
     def table(self, without: Sequence[str] = ()) -> Table:
         kept = [index for index, name in enumerate(self.columns) if name not in without]
-        table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
+        table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
         for index in kept:
             table.add_column(self.columns[index], no_wrap=index == 0, overflow="fold")
         for row in self.rows:
-            table.add_row(*(_cell(row[index]) for index in kept))
+            table.add_row(*(_cell(self.columns[index], row[index]) for index in kept))
         return table
 
 
@@ -111,9 +112,9 @@ def size(count: int) -> str:
     return f"{amount:.1f} TiB"
 
 
-def _cell(value: object) -> Text:
+def _cell(column: str, value: object) -> Text:
     shown = "" if value is None else clean(str(value))
-    return Text(shown, style=_STYLES.get(shown.split(" ")[0], ""))
+    return Text(shown, _STYLES.get(shown.split(" ")[0], "") if column in _COLOURED else "")
 
 
 def _sessions(sessions: Sequence[shapes.Session], now: datetime) -> Sheet:

@@ -198,15 +198,15 @@ class Session(Told, frozen=True):
     """None while it waits for a place."""
 
 
-class DescribeSessionsResponse(Told, frozen=True):
-    sessions: tuple[Session, ...]
+class DescribeSessionsResponse(Told, frozen=True, kw_only=True):
     request_id: str | None = None
+    sessions: tuple[Session, ...]
     next_token: str | None = None
 
 
-class DescribeServersResponse(Told, frozen=True):
-    servers: tuple[Server, ...]
+class DescribeServersResponse(Told, frozen=True, kw_only=True):
     request_id: str | None = None
+    servers: tuple[Server, ...]
     next_token: str | None = None
 
 
@@ -219,13 +219,13 @@ class UnsuccessfulCreateSessionRequestData(Told, frozen=True):
         return self.create_session_request_data.name or ""
 
 
-class CreateSessionsResponse(Told, frozen=True):
+class CreateSessionsResponse(Told, frozen=True, kw_only=True):
+    request_id: str | None = None
     successful_list: tuple[Session, ...]
     unsuccessful_list: tuple[UnsuccessfulCreateSessionRequestData, ...]
-    request_id: str | None = None
 
 
-class DeleteSessionSuccessfulResponse(Told, frozen=True):
+class DeleteSessionSuccessfulResponse(Told, frozen=True, kw_only=True):
     session_id: str
     state: str
 
@@ -241,23 +241,23 @@ class UnsuccessfulSession(Told, frozen=True):
         return self.session_id or ""
 
 
-class DeleteSessionsResponse(Told, frozen=True):
+class DeleteSessionsResponse(Told, frozen=True, kw_only=True):
+    request_id: str | None = None
     successful_list: tuple[DeleteSessionSuccessfulResponse, ...]
     unsuccessful_list: tuple[UnsuccessfulSession, ...]
-    request_id: str | None = None
 
 
-class UpdateSessionPermissionsSuccessfulResponse(Told, frozen=True):
+class UpdateSessionPermissionsSuccessfulResponse(Told, frozen=True, kw_only=True):
     session_id: str
 
 
-class UpdateSessionPermissionsResponse(Told, frozen=True):
+class UpdateSessionPermissionsResponse(Told, frozen=True, kw_only=True):
+    request_id: str | None = None
     successful_list: tuple[UpdateSessionPermissionsSuccessfulResponse, ...]
     unsuccessful_list: tuple[UnsuccessfulSession, ...]
-    request_id: str | None = None
 
 
-class GetSessionConnectionDataResponse(Told, frozen=True):
+class GetSessionConnectionDataResponse(Told, frozen=True, kw_only=True):
     session: Session
     connection_token: str
 
@@ -276,11 +276,11 @@ class SessionScreenshot(Told, frozen=True):
     images: tuple[SessionScreenshotImage, ...]
 
 
-class GetSessionScreenshotSuccessfulResponse(Told, frozen=True):
+class GetSessionScreenshotSuccessfulResponse(Told, frozen=True, kw_only=True):
     session_screenshot: SessionScreenshot
 
 
-class GetSessionScreenshotUnsuccessfulResponse(Told, frozen=True):
+class GetSessionScreenshotUnsuccessfulResponse(Told, frozen=True, kw_only=True):
     get_session_screenshot_request_data: GetSessionScreenshotRequestData
     failure_reason: str
 
@@ -289,17 +289,17 @@ class GetSessionScreenshotUnsuccessfulResponse(Told, frozen=True):
         return self.get_session_screenshot_request_data.session_id or ""
 
 
-class GetSessionScreenshotsResponse(Told, frozen=True):
+class GetSessionScreenshotsResponse(Told, frozen=True, kw_only=True):
+    request_id: str | None = None
     successful_list: tuple[GetSessionScreenshotSuccessfulResponse, ...]
     unsuccessful_list: tuple[GetSessionScreenshotUnsuccessfulResponse, ...]
-    request_id: str | None = None
 
 
-class OpenServerSuccessfulResponse(Told, frozen=True):
+class OpenServerSuccessfulResponse(Told, frozen=True, kw_only=True):
     server_id: str
 
 
-class OpenServerUnsuccessfulResponse(Told, frozen=True):
+class OpenServerUnsuccessfulResponse(Told, frozen=True, kw_only=True):
     open_server_request_data: OpenServerRequestData
     failure_reason: str
     failure_code: str | None = None
@@ -309,17 +309,17 @@ class OpenServerUnsuccessfulResponse(Told, frozen=True):
         return self.open_server_request_data.server_id or ""
 
 
-class OpenServersResponse(Told, frozen=True):
+class OpenServersResponse(Told, frozen=True, kw_only=True):
+    request_id: str | None = None
     successful_list: tuple[OpenServerSuccessfulResponse, ...]
     unsuccessful_list: tuple[OpenServerUnsuccessfulResponse, ...]
-    request_id: str | None = None
 
 
-class CloseServerSuccessfulResponse(Told, frozen=True):
+class CloseServerSuccessfulResponse(Told, frozen=True, kw_only=True):
     server_id: str
 
 
-class CloseServerUnsuccessfulResponse(Told, frozen=True):
+class CloseServerUnsuccessfulResponse(Told, frozen=True, kw_only=True):
     close_server_request_data: CloseServerRequestData
     failure_reason: str
     failure_code: str | None = None
@@ -329,7 +329,7 @@ class CloseServerUnsuccessfulResponse(Told, frozen=True):
         return self.close_server_request_data.server_id or ""
 
 
-class CloseServersResponse(Told, frozen=True):
+class CloseServersResponse(Told, frozen=True, kw_only=True):
+    request_id: str | None = None
     successful_list: tuple[CloseServerSuccessfulResponse, ...]
     unsuccessful_list: tuple[CloseServerUnsuccessfulResponse, ...]
-    request_id: str | None = None

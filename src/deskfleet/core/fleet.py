@@ -37,6 +37,10 @@ _NONE: Mapping[str, None] = {}
 
 class Fleet:
     def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything: the store has gone back."""
         self.revision: Revision = 0
         self._records: dict[str, dict[str, Stored]] = {kind: {} for kind in KIND_OF.values()}
         self._seats: dict[str, Seats] = {}

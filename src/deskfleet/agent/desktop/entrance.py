@@ -17,7 +17,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
@@ -44,28 +43,9 @@ log = logging.getLogger(__name__)
 
 _BUNDLE = Path(__file__).parent / "page" / "bundle"
 _MOST_BODY_BYTES = 16 * 1024
-_MOST_MESSAGE_BYTES = 1024 * 1024
+MAX_MESSAGE_BYTES = 1024 * 1024
+"""Of one WebSocket message; the listener holds browsers to it."""
 _CLOSE_SECONDS = 2.0
-
-
-def listener_options() -> dict[str, Any]:
-    """Return the uvicorn settings that the entrance relies on.
-
-    Bounded messages and waiting pumps need this WebSocket implementation; access logs would
-    hold tokens; nothing that a client says of its own address is believed.
-    """
-    return {
-        "loop": "uvloop",
-        "ws": "websockets-sansio",
-        "ws_max_size": _MOST_MESSAGE_BYTES,
-        "ws_per_message_deflate": False,
-        "ws_ping_interval": 20.0,
-        "ws_ping_timeout": 20.0,
-        "access_log": False,
-        "proxy_headers": False,
-        "server_header": False,
-        "timeout_keep_alive": 30,
-    }
 
 
 @dataclass(frozen=True)
@@ -135,7 +115,7 @@ def build_entrance(
     groups: Callable[[str], frozenset[str]] = groups_of,
     bundle: Path = _BUNDLE,
 ) -> Starlette:
-    """Put the entrance of one server together; serve it with `listener_options`, over TLS."""
+    """Put the entrance of one server together; its listener holds to `MAX_MESSAGE_BYTES`."""
     entrance = _Entrance(desktops, check, attendance, clock, ids, groups, Pages(bundle))
     return Starlette(
         routes=[

@@ -6,23 +6,32 @@ WebSockets to where it came from; nothing else may be loaded, and no string beco
 
 from __future__ import annotations
 
-from starlette.datastructures import MutableHeaders
+import re
+
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
-    "connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'; "
+    "connect-src 'self'{socket}; frame-ancestors 'none'; base-uri 'none'; form-action 'none'; "
     "require-trusted-types-for 'script'; trusted-types 'none'"
 )
 
 _HEADERS = {
-    "Content-Security-Policy": _POLICY,
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "clipboard-read=(self), clipboard-write=(self), fullscreen=(self)",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
+
+
+_HOST = re.compile(r"[A-Za-z0-9.:\[\]-]{1,255}")
+
+
+def _policy(host: str) -> str:
+    """Return the content policy of one host; not every browser takes 'self' to include wss."""
+    return _POLICY.format(socket=f" wss://{host}" if _HOST.fullmatch(host) else "")
 
 
 class SecurityHeaders:
@@ -38,6 +47,7 @@ class SecurityHeaders:
             if message["type"] in self._STARTS:
                 headers = MutableHeaders(scope=message)
                 headers.update(_HEADERS)
+                headers["Content-Security-Policy"] = _policy(Headers(scope=scope).get("host", ""))
                 headers.setdefault("Cache-Control", "no-store")
             await send(message)
 

@@ -15,10 +15,11 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
-from deskfleet.agent.drivers.xvnc_leader import descendants, send
+from deskfleet.agent.drivers.leader.children import descendants, send
 from deskfleet.core.records import Frozen
 
 _PROC = Path("/proc")
+_CLEAN_LOOKS = 2
 _START_TIME_FIELD = 19
 """Of the fields after the program's name in /proc/PID/stat; the first is the state."""
 
@@ -112,10 +113,16 @@ def marked(mark: bytes) -> list[int]:
 
 
 def end_marked(mark: bytes, limit_seconds: float) -> bool:
-    """Kill all that carry a mark until there are none; return whether there are none."""
+    """Kill all that carry a mark until there are none; return whether there are none.
+
+    One look is not enough: what starts another program at that moment has no environment.
+    """
     deadline = time.monotonic() + limit_seconds
-    while pids := marked(mark):
+    clean_looks = 0
+    while clean_looks < _CLEAN_LOOKS:
+        pids = marked(mark)
         send(signal.SIGKILL, pids)
+        clean_looks = 0 if pids else clean_looks + 1
         if time.monotonic() >= deadline:
             return False
         time.sleep(0.01)

@@ -76,11 +76,14 @@ class XvncDriver:
         autorun_folder: Path,
         geometry: str = "1280x800",
         start_limit_seconds: float = 60.0,
+        control_groups: bool = True,
     ) -> None:
+        """`control_groups` says whether to use them where they can be; all works without."""
         self._folders = RuntimeFolders(runtime_dir)
         self._records = Records(self._folders.records)
         self._installation = XvncInstallation()
         self._clock, self._start_limit = clock, start_limit_seconds
+        self._control_groups = control_groups
         self._planner = Planner(
             folders=self._folders,
             installation=self._installation,
@@ -117,11 +120,8 @@ class XvncDriver:
         self._threads.shutdown(wait=False)
 
     def running(self) -> Sequence[Running]:
-        return [
-            session.record.running()
-            for session in self._sessions.values()
-            if session.ending is None
-        ]
+        """Return our sessions; one that ends is there until nothing is left of it."""
+        return [session.record.running() for session in self._sessions.values()]
 
     async def start(self, spec: SessionSpec) -> None:
         if await self._runs_already(spec):
@@ -191,7 +191,9 @@ class XvncDriver:
         """Prepare the folders, clear what does not run any more, and return what does."""
         self._folders.make()
         prepare_x_sockets()
-        self._leader = install_leader(self._folders.runtime)
+        self._leader = install_leader(
+            self._folders.runtime, self._installation.interpreter_if_any()
+        )
         alive = []
         for key in sorted(self._records.keys() | self._folders.keys()):
             record = self._records.read(key)
@@ -262,7 +264,7 @@ class XvncDriver:
         try:
             record = msgspec.structs.replace(record, leader=identify(spawned.pid))
             self._records.write(record)
-            group = make_group(group_name(record.key))
+            group = make_group(group_name(record.key)) if self._control_groups else None
             if group is not None and enter_group(group, spawned.pid):
                 self._records.write(msgspec.structs.replace(record, cgroup=str(group)))
             send_order(spawned, plan.order)

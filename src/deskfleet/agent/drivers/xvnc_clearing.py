@@ -32,9 +32,11 @@ def group_name(key: str) -> str:
 
 def clear(folders: RuntimeFolders, records: Records, record: SessionRecord) -> bool:
     """End and remove all of a session; return whether nothing is left."""
-    gone = True
-    if record.boot_id == boot_id():
-        gone = _end_processes(folders, record)
+    gone = record.boot_id != boot_id() or _end_leader(record)
+    if record.cgroup is not None:
+        gone = end_group(Path(record.cgroup), LIMIT_SECONDS) and gone
+    else:
+        gone = end_marked(mark_of(folders, record.key), LIMIT_SECONDS) and gone
     if record.leader is not None and gone:
         remove_x_traces(record.leader.pid, record.uid)
     if gone and folders.remove(record.key):
@@ -56,11 +58,9 @@ def clear_unrecorded(folders: RuntimeFolders, records: Records, key: str) -> boo
     return True
 
 
-def _end_processes(folders: RuntimeFolders, record: SessionRecord) -> bool:
-    gone = True
-    if record.leader is not None:
-        gone = end_tree(record.leader, LEADER_GRACE_SECONDS, LIMIT_SECONDS)
-        reap(record.leader)
-    if record.cgroup is not None:
-        return end_group(Path(record.cgroup), LIMIT_SECONDS)
-    return end_marked(mark_of(folders, record.key), LIMIT_SECONDS) and gone
+def _end_leader(record: SessionRecord) -> bool:
+    if record.leader is None:
+        return True
+    gone = end_tree(record.leader, LEADER_GRACE_SECONDS, LIMIT_SECONDS)
+    reap(record.leader)
+    return gone

@@ -38,10 +38,14 @@ class XvncInstallation:
 
     def interpreter(self) -> str:
         """Return the Python that session leaders run on; it is tried once."""
+        interpreter = self.interpreter_if_any()
+        if interpreter is None:
+            raise StartFailed("no Python 3.9 or later is installed that session owners can run")
+        return interpreter
+
+    def interpreter_if_any(self) -> str | None:
         if self._interpreter is None or not Path(self._interpreter).exists():
             self._interpreter = find_interpreter()
-        if self._interpreter is None:
-            raise StartFailed("no Python 3.9 or later is installed that session owners can run")
         return self._interpreter
 
     def trouble(self) -> str | None:

@@ -22,7 +22,7 @@ from typing import Any
 
 import msgspec
 
-from deskfleet.agent.drivers import xvnc_leader
+from deskfleet.agent.drivers import leader
 from deskfleet.agent.drivers.desktops import Desktop
 from deskfleet.agent.drivers.session_folders import RuntimeFolders
 from deskfleet.agent.drivers.xvnc_clearing import MARK
@@ -33,6 +33,19 @@ from deskfleet.ports import SessionSpec
 PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games"
 MAX_TITLE_CHARACTERS = 128
 _INTERPRETERS = ("/usr/bin/python3", "/usr/local/bin/python3", "/bin/python3")
+_PACKAGE = "session_leader"
+_START = "start.py"
+_START_TEXT = f"""\
+import sys
+sys.path.insert(0, __file__.rpartition("/")[0])
+from {_PACKAGE}.session import main
+main()
+"""
+_SILENT: dict[str, Any] = {
+    "stdin": subprocess.DEVNULL,
+    "stdout": subprocess.DEVNULL,
+    "stderr": subprocess.DEVNULL,
+}
 _PROBE = "import ctypes, json, select, signal, socket, sys; sys.exit(sys.version_info < (3, 9))"
 
 
@@ -96,18 +109,38 @@ def _runs(interpreter: str) -> bool:
     return answer.returncode == 0
 
 
-def install_leader(runtime: Path) -> Path:
-    """Put the leader's program where owners can read it, and return its path.
+def install_leader(runtime: Path, interpreter: str | None) -> Path:
+    """Put the leader where owners can read it, compiled for the interpreter; return what to run.
 
     Its name has its content's hash, so that agents of two versions don't get in each other's way.
     """
-    source = Path(xvnc_leader.__file__).read_bytes()
-    path = runtime / f"leader-{hashlib.blake2b(source, digest_size=6).hexdigest()}.py"
-    draft = path.with_suffix(f".{os.getpid()}")
-    draft.write_bytes(source)
-    draft.chmod(0o644)
-    draft.rename(path)
-    return path
+    sources = {path.name: path.read_bytes() for path in Path(leader.__file__).parent.glob("*.py")}
+    content = b"".join(name.encode() + text for name, text in sorted(sources.items()))
+    folder = runtime / f"leader-{hashlib.blake2b(content, digest_size=6).hexdigest()}"
+    if not folder.exists():
+        draft = folder.with_suffix(f".{os.getpid()}")
+        _write_package(draft, sources)
+        if interpreter is not None:
+            compilation = [interpreter, "-ISE", "-m", "compileall", "-q", str(draft)]
+            subprocess.run(compilation, check=False, umask=0o022, **_SILENT)
+        try:
+            draft.rename(folder)
+        except OSError:  # another agent was faster
+            shutil.rmtree(draft)
+    return folder / _START
+
+
+def _write_package(folder: Path, sources: dict[str, bytes]) -> None:
+    package = folder / _PACKAGE
+    for made in (folder, package):
+        made.mkdir()
+        made.chmod(0o755)
+    for path, text in {
+        folder / _START: _START_TEXT.encode(),
+        **{package / name: text for name, text in sources.items()},
+    }.items():
+        path.write_bytes(text)
+        path.chmod(0o644)
 
 
 def session_environment(
@@ -189,7 +222,7 @@ def _x_argv(xvnc: str, rfb_socket: Path, geometry: str, desktop_title: str) -> l
 
 
 def spawn_leader(
-    interpreter: str, leader: Path, owner: Owner, environment: dict[str, str]
+    interpreter: str, program: Path, owner: Owner, environment: dict[str, str]
 ) -> Spawned:
     """Start a leader as the owner. The caller watches and reaps it, and closes the descriptors."""
     order_read, order_write = os.pipe()
@@ -199,10 +232,8 @@ def spawn_leader(
         whom = {"user": owner.uid, "group": owner.gid, "extra_groups": owner.groups}
     try:
         child = subprocess.Popen(
-            [interpreter, "-ISE", str(leader), str(report_write)],
-            stdin=order_read,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            [interpreter, "-ISE", str(program), str(report_write)],
+            **{**_SILENT, "stdin": order_read},
             cwd="/",
             env=environment,
             umask=0o077,

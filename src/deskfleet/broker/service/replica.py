@@ -100,14 +100,17 @@ class Replica:
         raise Unavailable("too many changes at once; try again")
 
     async def _reload(self) -> None:
-        """Start over after having been away for longer than tombstones are kept."""
+        """Start over: this replica was away for too long, or the store was set back to a backup."""
         revision, entries = await self._commits.load()
         fresh = {entry.key for entry in entries}
         gone = [Tombstone(revision, *key) for key in self.fleet.all_keys() if key not in fresh]
+        self.fleet.clear()
         self._take(revision, [*entries, *gone])
 
     def _take(self, revision: Revision, entries: Entries) -> None:
-        news = [entry for entry in entries if self.fleet.apply(entry)]
+        news = [
+            entry for entry in entries if self.fleet.apply(entry) or isinstance(entry, Tombstone)
+        ]
         self.fleet.revision = max(self.fleet.revision, revision)
         if news:
             for listener in self._listeners:

@@ -54,7 +54,7 @@ export class Tools {
     const was = !this.panel.hidden;
     this.panel.hidden = !open;
     this.grip.setAttribute("aria-expanded", String(open));
-    if (open) this.panel.querySelector("button:not([hidden])").focus();
+    if (open) this.panel.querySelector("button:not([hidden])")?.focus();
     else if (was && focus) this.rfb?.focus({ preventScroll: true });
   }
 

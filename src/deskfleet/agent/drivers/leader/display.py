@@ -1,0 +1,84 @@
+"""The leader's X display: a number that is its own, and a cookie that guards it."""
+
+# Importing pathlib would cost every session 10 ms.
+# ruff: noqa: PTH108
+from __future__ import annotations
+
+import os
+import socket
+import struct
+
+from .ended import Ended
+
+X_SOCKETS = "/tmp/.X11-unix/X"  # noqa: S108 - where every X client looks
+FIRST_DISPLAY, LAST_DISPLAY = 1, 9999
+FAMILY_LOCAL, FAMILY_WILD = 256, 65535
+COOKIE_NAME = b"MIT-MAGIC-COOKIE-1"
+
+
+def cookie_file(cookie: bytes, hostname: str, number: int) -> bytes:
+    """Return an Xauthority file: one entry for any client, one for those that know no wildcard."""
+    return b"".join(
+        struct.pack(">H", family)
+        + b"".join(
+            struct.pack(">H", len(field)) + field
+            for field in (address.encode(), str(number).encode(), COOKIE_NAME, cookie)
+        )
+        for family, address in ((FAMILY_WILD, ""), (FAMILY_LOCAL, hostname))
+    )
+
+
+class Display:
+    """A display number that is ours alone.
+
+    Xvnc would pick a number itself, but without its abstract socket it takes over the number of
+    another server of the same user. So the leader binds that abstract name and never listens on
+    it: the kernel lets nobody else have it, frees it with our death, and refuses who connects.
+    The lock file holds off servers in other network namespaces, and tells the agent, by our pid,
+    which display is to be removed where we could not.
+    """
+
+    def __init__(self) -> None:
+        for number in range(FIRST_DISPLAY, LAST_DISPLAY + 1):
+            guard = socket.socket(socket.AF_UNIX)
+            try:
+                guard.bind(f"\0{X_SOCKETS}{number}")
+            except OSError:
+                guard.close()
+                continue
+            if self._lock(number):
+                self.number, self._guard = number, guard
+                return
+            guard.close()
+        raise Ended("no X display number is free on this server")
+
+    def _lock(self, number: int) -> bool:
+        try:
+            if os.lstat(f"{X_SOCKETS}{number}").st_uid != os.getuid():
+                return False
+        except FileNotFoundError:
+            pass
+        mine = f"/tmp/.tX{number}-{os.getpid()}"  # noqa: S108 - created exclusively, then linked
+        descriptor = os.open(mine, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            os.write(descriptor, b"%10d\n" % os.getpid())
+            os.fchmod(descriptor, 0o444)
+            os.link(mine, lock_path(number))
+        except FileExistsError:
+            return False
+        finally:
+            os.close(descriptor)
+            os.unlink(mine)
+        return True
+
+    def release(self) -> None:
+        for path in (f"{X_SOCKETS}{self.number}", lock_path(self.number)):
+            try:
+                os.unlink(path)
+            except OSError:
+                continue
+        self._guard.close()
+
+
+def lock_path(number: int) -> str:
+    return f"/tmp/.X{number}-lock"  # noqa: S108 - where every X server looks

@@ -1,0 +1,175 @@
+"""Agent links without a network: ordered streams that a test may hold, cut, and play tricks on.
+
+A `Line` is one connection. Its agent's end looks like a client connection of `websockets`, its
+broker's end like a WebSocket of Starlette, as far as the product uses them. While a direction is
+held, what was sent waits; then the test lets messages through, doubles them, or loses them. An
+end may be deaf: the other is gone, and it doesn't know. What was on its way when the agent's end
+closed may still arrive.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+from starlette.websockets import WebSocketDisconnect
+from websockets.exceptions import ConnectionClosedError
+
+
+class Direction:
+    """One way of a line."""
+
+    def __init__(self) -> None:
+        self.held = False
+        self.swallowed = False
+        """Nothing that is sent arrives any more, and nobody is told."""
+        self.waiting: deque[str] = deque()
+        self._inbox: asyncio.Queue[str | None] = asyncio.Queue()
+        self.closed = False
+
+    def send(self, text: str) -> None:
+        if self.closed or self.swallowed:
+            return
+        if self.held:
+            self.waiting.append(text)
+        else:
+            self._inbox.put_nowait(text)
+
+    def deliver(self) -> None:
+        """Let the oldest message through."""
+        if self.waiting and not self.closed:
+            self._inbox.put_nowait(self.waiting.popleft())
+
+    def double(self) -> None:
+        if self.waiting and not self.closed:
+            self._inbox.put_nowait(self.waiting[0])
+
+    def lose(self) -> None:
+        if self.waiting:
+            self.waiting.popleft()
+
+    def release(self) -> None:
+        self.held = False
+        while self.waiting:
+            self.deliver()
+
+    def inject(self, text: str) -> None:
+        """Let a message arrive that was sent long ago."""
+        if not self.closed:
+            self._inbox.put_nowait(text)
+
+    def close(self) -> None:
+        """Tell the receiver that the line is cut; what has arrived is still read."""
+        if not self.closed:
+            self.closed = True
+            self._inbox.put_nowait(None)
+
+    async def receive(self) -> str | None:
+        text = await self._inbox.get()
+        if text is None:
+            self._inbox.put_nowait(None)
+        return text
+
+
+class Line:
+    def __init__(self, number: int, server_id: str, broker: str, ping_seconds: float | None):
+        self.number = number
+        self.server_id = server_id
+        self.broker = broker
+        self.up = Direction()
+        """From the agent to the broker."""
+        self.down = Direction()
+        self.ping_seconds = ping_seconds
+        """After so much silence of a dead peer the agent's side notices; None: never."""
+        self.said: list[str] = []
+        """What the agent has sent on this line."""
+        self.told: list[str] = []
+        """What the broker has sent on this line."""
+        self.agent_knows_end = False
+        self.broker_knows_end = False
+        self.dead = False
+
+    def cut(self, *, agent: bool = True, broker: bool = True) -> None:
+        """End the line; an end that isn't told goes on talking to nobody."""
+        self.dead = True
+        if broker:
+            self.broker_knows_end = True
+            self.up.close()
+        else:
+            self.down.swallowed = True
+        if agent:
+            self.agent_knows_end = True
+            self.down.close()
+        else:
+            self.up.swallowed = True
+            if self.ping_seconds is not None:
+                asyncio.get_event_loop().call_later(self.ping_seconds, self.cut)
+
+    @property
+    def is_over(self) -> bool:
+        return self.agent_knows_end and self.broker_knows_end
+
+
+class AgentEnd:
+    """What `websockets.connect` gives an agent."""
+
+    def __init__(self, line: Line) -> None:
+        self._line = line
+
+    async def __aenter__(self) -> AgentEnd:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        line = self._line
+        line.agent_knows_end = line.dead = True
+        line.down.close()
+        if not line.up.held:
+            # The broker reads what is under way before it sees the end.
+            line.broker_knows_end = True
+            line.up.close()
+
+    async def recv(self) -> str:
+        text = await self._line.down.receive()
+        if text is None:
+            raise ConnectionClosedError(None, None)
+        return text
+
+    async def send(self, content: bytes, *, text: bool) -> None:
+        assert text
+        if self._line.agent_knows_end:
+            raise ConnectionClosedError(None, None)
+        self._line.said.append(content.decode())
+        self._line.up.send(content.decode())
+
+
+class BrokerEnd:
+    """A WebSocket as the broker's door sees it."""
+
+    def __init__(self, line: Line) -> None:
+        self._line = line
+        self.headers = {"authorization": f"Bearer {line.server_id}"}
+
+    async def accept(self) -> None: ...
+
+    async def receive_text(self) -> str:
+        text = await self._line.up.receive()
+        if text is None:
+            raise WebSocketDisconnect
+        return text
+
+    async def send_text(self, text: str) -> None:
+        if self._line.broker_knows_end:
+            raise WebSocketDisconnect
+        self._line.told.append(text)
+        self._line.down.send(text)
+
+    async def close(self, code: int = 1000) -> None:
+        line = self._line
+        line.broker_knows_end = line.dead = True
+        line.up.close()
+        if line.down.swallowed:
+            return
+        line.agent_knows_end = True
+        line.down.close()
+
+

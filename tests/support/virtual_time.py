@@ -1,0 +1,123 @@
+"""An event loop whose time stands still until a test lets it pass.
+
+Everything that runs in it is deterministic: there are no threads and no sockets, a timer goes off
+when the test has moved the time to it, and nothing happens while the test doesn't run the loop.
+
+Laws: `settle` runs all that can run at this instant, and fails where that never comes to an end;
+`advance` stops at every timer on its way. Tasks belong to the node in whose name they were begun,
+so that a node can be killed with all that it was about to do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+from collections.abc import Coroutine
+from contextvars import ContextVar
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+BEGIN = datetime(2030, 1, 1, tzinfo=UTC)
+MOST_ROUNDS = 5000
+"""Of callbacks at one instant, before the machine is said to spin."""
+
+
+class Spinning(AssertionError):
+    """Something goes on and on without any time passing."""
+
+
+class _NoFiles(selectors.SelectSelector):
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        return []
+
+
+node: ContextVar[str] = ContextVar("node", default="test")
+"""In whose name the running code runs."""
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    def __init__(self) -> None:
+        super().__init__(_NoFiles())
+        self.seconds = 1000.0
+        self.tasks: dict[str, set[asyncio.Task[Any]]] = {}
+        self.set_task_factory(self._task_of_node)
+        self.failures: list[str] = []
+        self.set_exception_handler(self._unexpected)
+
+    def time(self) -> float:
+        return self.seconds
+
+    def settle(self) -> None:
+        """Run all that can run without any time passing."""
+        if self._ready or self._is_due():  # type: ignore[attr-defined]
+            self.run_until_complete(self._quiet())
+
+    def advance(self, seconds: float) -> None:
+        until = self.seconds + seconds
+        self.settle()
+        while (due := self._next()) is not None and due <= until:
+            self.seconds = max(self.seconds, due)
+            self.settle()
+        self.seconds = until
+        self.settle()
+
+    def begin(self, name: str, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Begin a task in the name of a node."""
+        token = node.set(name)
+        try:
+            return self.create_task(work)
+        finally:
+            node.reset(token)
+
+    def kill(self, name: str) -> None:
+        """End all tasks of a node; whoever kills it has cut its ties to the world before."""
+        for _ in range(50):
+            alive = [task for task in self.tasks.pop(name, set()) if not task.done()]
+            for task in alive:
+                task.cancel()
+            if not alive:
+                return
+            self.settle()
+        raise Spinning(f"{name} can't be ended")
+
+    async def _quiet(self) -> None:
+        for _ in range(MOST_ROUNDS):
+            await asyncio.sleep(0)
+            if not self._ready and not self._is_due():  # type: ignore[attr-defined]
+                return
+        raise Spinning(f"the instant {self.seconds} does not end: {self._ready}")  # type: ignore[attr-defined]
+
+    def _next(self) -> float | None:
+        timers = self._scheduled  # type: ignore[attr-defined]
+        return timers[0].when() if timers else None
+
+    def _is_due(self) -> bool:
+        due = self._next()
+        return due is not None and due <= self.seconds
+
+    def _task_of_node(
+        self, loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, Any], context: Any = None
+    ) -> asyncio.Task[Any]:
+        task = asyncio.Task(work, loop=loop, context=context)
+        name = node.get() if context is None else context.get(node, "test")
+        tasks = self.tasks.setdefault(name, set())
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+        return task
+
+    def _unexpected(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        self.failures.append(f"{context.get('message')}: {context.get('exception')!r}")
+
+
+class VirtualClock:
+    """The clock of one machine: its wall clock may go wrong, the time it feels does not."""
+
+    def __init__(self, loop: VirtualLoop, skew: float = 0.0) -> None:
+        self._loop = loop
+        self.skew = skew
+
+    def now(self) -> datetime:
+        return BEGIN + timedelta(seconds=self._loop.seconds + self.skew)
+
+    def monotonic(self) -> float:
+        return self._loop.seconds
