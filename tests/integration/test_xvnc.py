@@ -187,6 +187,8 @@ wait
 @pytest.mark.parametrize("control_groups", [True, False])
 @pytest.mark.parametrize("how", ["stop", "leader-killed"])
 def test_nothing_outlives_its_session(folder: Path, how: str, *, control_groups: bool) -> None:
+    if how == "leader-killed" and os.geteuid() != 0:
+        pytest.skip("only root finds agents that hide their environment, once their leader is dead")
     program(folder / "autorun/leeches", LEECHES)
     uid = str(pwd.getpwnam(session_owner()).pw_uid)
 

@@ -15,6 +15,8 @@ from collections import deque
 from starlette.websockets import WebSocketDisconnect
 from websockets.exceptions import ConnectionClosedError
 
+from support.virtual_time import VirtualLoop
+
 
 class Direction:
     """One way of a line."""
@@ -24,8 +26,8 @@ class Direction:
         self.swallowed = False
         """Nothing that is sent arrives any more, and nobody is told."""
         self.waiting: deque[str] = deque()
-        self._inbox: asyncio.Queue[str | None] = asyncio.Queue()
         self.closed = False
+        self._inbox: asyncio.Queue[str | None] = asyncio.Queue()
 
     def send(self, text: str) -> None:
         if self.closed or self.swallowed:
@@ -41,8 +43,8 @@ class Direction:
             self._inbox.put_nowait(self.waiting.popleft())
 
     def double(self) -> None:
-        if self.waiting and not self.closed:
-            self._inbox.put_nowait(self.waiting[0])
+        if self.waiting:
+            self.inject(self.waiting[0])
 
     def lose(self) -> None:
         if self.waiting:
@@ -50,11 +52,11 @@ class Direction:
 
     def release(self) -> None:
         self.held = False
-        while self.waiting:
+        while self.waiting and not self.closed:
             self.deliver()
 
     def inject(self, text: str) -> None:
-        """Let a message arrive that was sent long ago."""
+        """Let a message arrive that was sent before."""
         if not self.closed:
             self._inbox.put_nowait(text)
 
@@ -72,26 +74,40 @@ class Direction:
 
 
 class Line:
-    def __init__(self, number: int, server_id: str, broker: str, ping_seconds: float | None):
-        self.number = number
+    def __init__(
+        self, loop: VirtualLoop, server_id: str, broker: str, ping_seconds: float | None
+    ) -> None:
         self.server_id = server_id
         self.broker = broker
         self.up = Direction()
         """From the agent to the broker."""
         self.down = Direction()
-        self.ping_seconds = ping_seconds
-        """After so much silence of a dead peer the agent's side notices; None: never."""
         self.said: list[str] = []
         """What the agent has sent on this line."""
         self.told: list[str] = []
         """What the broker has sent on this line."""
         self.agent_knows_end = False
         self.broker_knows_end = False
-        self.dead = False
+        self._loop = loop
+        self._ping_seconds = ping_seconds
+        """After so long the agent's side notices that its peer is gone; None: never."""
+
+    @property
+    def is_over(self) -> bool:
+        return self.agent_knows_end and self.broker_knows_end
+
+    @property
+    def is_whole(self) -> bool:
+        """Tell whether both ends believe in it, rightly."""
+        return not (
+            self.agent_knows_end
+            or self.broker_knows_end
+            or self.up.swallowed
+            or self.down.swallowed
+        )
 
     def cut(self, *, agent: bool = True, broker: bool = True) -> None:
         """End the line; an end that isn't told goes on talking to nobody."""
-        self.dead = True
         if broker:
             self.broker_knows_end = True
             self.up.close()
@@ -100,14 +116,24 @@ class Line:
         if agent:
             self.agent_knows_end = True
             self.down.close()
-        else:
-            self.up.swallowed = True
-            if self.ping_seconds is not None:
-                asyncio.get_event_loop().call_later(self.ping_seconds, self.cut)
+            return
+        self.up.swallowed = True
+        if self._ping_seconds is not None:
+            self._loop.call_later(self._ping_seconds, self.cut)
 
-    @property
-    def is_over(self) -> bool:
-        return self.agent_knows_end and self.broker_knows_end
+    def hang_up(self) -> None:
+        """Close the agent's end; the broker reads what is under way, and then sees it."""
+        self.agent_knows_end = True
+        self.down.close()
+        if not self.up.held:
+            self.flush()
+
+    def flush(self) -> None:
+        self.up.release()
+        self.down.release()
+        if self.agent_knows_end:
+            self.broker_knows_end = True
+            self.up.close()
 
 
 class AgentEnd:
@@ -120,13 +146,7 @@ class AgentEnd:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        line = self._line
-        line.agent_knows_end = line.dead = True
-        line.down.close()
-        if not line.up.held:
-            # The broker reads what is under way before it sees the end.
-            line.broker_knows_end = True
-            line.up.close()
+        self._line.hang_up()
 
     async def recv(self) -> str:
         text = await self._line.down.receive()
@@ -165,11 +185,8 @@ class BrokerEnd:
 
     async def close(self, code: int = 1000) -> None:
         line = self._line
-        line.broker_knows_end = line.dead = True
+        line.broker_knows_end = True
         line.up.close()
-        if line.down.swallowed:
-            return
-        line.agent_knows_end = True
-        line.down.close()
-
-
+        if not line.down.swallowed:
+            line.agent_knows_end = True
+            line.down.close()

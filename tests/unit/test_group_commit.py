@@ -66,6 +66,9 @@ class WatchedStore:
         self._enter("compact")
         self.inner.compact(before)
 
+    def glance(self) -> Revision | None:
+        return self.inner.glance()
+
     def close(self) -> None:
         self.closed = True
 

@@ -1,0 +1,417 @@
+"""The commands, as a shell runs them, against a real broker with a real agent."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from deskfleet.client.api import Client
+from deskfleet.client.tokens import ClientPassword
+from support.programs import LiveBroker
+from support.waiting import until
+
+DESKFLEET = [sys.executable, "-m", "deskfleet"]
+NOWHERE = "https://127.0.0.1:1"
+
+
+@dataclass(frozen=True)
+class Ended:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+def environment(more: Mapping[str, str]) -> dict[str, str]:
+    mine = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("DCV_SM_", "DESKFLEET_", "NO_COLOR", "COLUMNS"))
+    }
+    return {**mine, "LOGNAME": "ada", **more}
+
+
+def deskfleet(*arguments: str, **more: str) -> Ended:
+    done = subprocess.run(
+        [*DESKFLEET, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        env=environment(more),
+    )
+    return Ended(done.returncode, done.stdout, done.stderr)
+
+
+def on_a_terminal(*arguments: str, **more: str) -> tuple[int, str]:
+    """Run a command on a terminal; return its code and everything it wrote there."""
+    ours, theirs = pty.openpty()
+    settings = environment({"TERM": "xterm", "COLUMNS": "100", **more})
+    with subprocess.Popen(
+        [*DESKFLEET, *arguments], stdin=theirs, stdout=theirs, stderr=theirs, env=settings
+    ) as program:
+        os.close(theirs)
+        written = b"".join(iter(lambda: _read(ours), b""))
+        code = program.wait(timeout=60)
+    os.close(ours)
+    return code, written.decode()
+
+
+def _read(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, 65536)
+    except OSError as error:
+        if error.errno == errno.EIO:  # the last writer has closed the terminal
+            return b""
+        raise
+
+
+@pytest.fixture
+def state(live_broker: LiveBroker) -> dict[str, str]:
+    return {"DESKFLEET_STATE": str(live_broker.state)}
+
+
+@pytest.fixture
+def client(live_broker: LiveBroker) -> Iterator[Client]:
+    credentials = ClientPassword(live_broker.client_id, live_broker.client_password)
+    with Client(live_broker.url, credentials=credentials, ca_file=live_broker.ca_file) as opened:
+        yield opened
+
+
+@pytest.fixture
+def session(state: dict[str, str]) -> Iterator[str]:
+    """Yield the id of a READY session of ada."""
+    made = deskfleet("create-session", "--name", "cad", "--wait", **state)
+    assert made.code == 0, made.err
+    id: str = made.json["SuccessfulList"][0]["Id"]
+    yield id
+    deskfleet("delete-session", id, "--wait", **state)
+
+
+def test_the_life_of_a_session(state: dict[str, str], client: Client) -> None:
+    made = deskfleet(
+        *("create-session", "--name", "life", "--type", "virtual"),
+        *("--max-concurrent-clients", "3", "--requirements", "server:Host.Os.Family = 'linux'"),
+        "--wait",
+        **state,
+    )
+    assert made.code == 0, made.err
+    (told,) = made.json["SuccessfulList"]
+    assert (told["State"], told["Owner"], told["Type"]) == ("READY", "ada", "VIRTUAL")
+    assert told["MaxConcurrentClients"] == 3
+    id = told["Id"]
+
+    listed = deskfleet("describe-sessions", "--session-ids", f"{id},nobody", **state)
+    assert [each["Id"] for each in listed.json["Sessions"]] == [id]
+    assert listed.json["Sessions"][0] == told
+
+    gone = deskfleet("delete-session", "--session-id", id, "--owner", "ada", "--wait", **state)
+    assert gone.code == 0, gone.err
+    assert gone.json["SuccessfulList"] == [{"SessionId": id, "State": "DELETED"}]
+    (seen,) = client.sessions(session_ids=[id])
+    assert seen.state == "DELETED"
+
+
+def test_sessions_are_listed_by_owner_tag_and_page(
+    state: dict[str, str], session: str, client: Client
+) -> None:
+    deskfleet("create-session", "--name", "hers", "--owner", "bea", "--wait", **state)
+    both = {each.id for each in client.sessions()}
+    assert len(both) >= 2
+    ada = deskfleet("describe-sessions", "--owner", "ada", **state).json["Sessions"]
+    assert session in {each["Id"] for each in ada}
+    assert {each["Owner"] for each in ada} == {"ada"}
+    tagged = deskfleet("describe-sessions", session, "--tag", "driver=simulated", **state)
+    assert len(tagged.json["Sessions"]) == 1
+    assert deskfleet("describe-sessions", "--tag", "driver=none", **state).json["Sessions"] == []
+
+    first = deskfleet("describe-sessions", "--max-results", "1", **state).json
+    assert len(first["Sessions"]) == 1
+    following = ("--max-results", "1000", "--next-token", first["NextToken"])
+    rest = deskfleet("describe-sessions", *following, **state).json
+    pages = [*first["Sessions"], *rest["Sessions"]]
+    assert {each["Id"] for each in pages} == both
+    for each in client.sessions(owner="bea"):
+        deskfleet("delete-session", each.id, "--owner", "bea", **state)
+
+
+def test_a_session_of_somebody_else_is_not_deleted(state: dict[str, str], session: str) -> None:
+    ended = deskfleet("delete-session", session, "--owner", "bea", **state)
+    assert ended.code == 254
+    (failed,) = ended.json["UnsuccessfulList"]
+    assert failed["SessionId"] == session
+    assert ended.err == f"deskfleet: {session}: {failed['FailureReason']}\n"
+
+
+def test_servers_are_listed_closed_and_opened(state: dict[str, str]) -> None:
+    (server,) = deskfleet("describe-servers", **state).json["Servers"]
+    id = server["Id"]
+    assert server["Availability"] == "AVAILABLE"
+    try:
+        closed = deskfleet("close-servers", "--server-ids", id, "--force", **state)
+        assert closed.code == 0, closed.err
+        assert closed.json["SuccessfulList"] == [{"ServerId": id}]
+        (seen,) = deskfleet("describe-servers", id, **state).json["Servers"]
+        assert seen["UnavailabilityReason"] == "SERVER_CLOSED"
+        refused = deskfleet("create-session", "--name", "late", "--wait", **state)
+        assert refused.code == 254
+        assert "no dcv server found" in refused.err.lower()
+    finally:
+        opened = deskfleet("open-servers", id, **state)
+    assert opened.code == 0, opened.err
+    (seen,) = deskfleet("describe-servers", id, **state).json["Servers"]
+    assert seen["Availability"] == "AVAILABLE"
+    unknown = deskfleet("open-servers", "nobody", **state)
+    assert unknown.code == 254
+    assert unknown.json["UnsuccessfulList"][0]["FailureCode"] == "DCV_SERVER_NOT_FOUND"
+
+
+def test_the_link_lets_its_user_in(state: dict[str, str], session: str) -> None:
+    by_id = deskfleet("connect", session, **state)
+    assert by_id.code == 0, by_id.err
+    split = urlsplit(by_id.out.strip())
+    assert (split.scheme, split.fragment) == ("https", session)
+    assert split.query.startswith("authToken=")
+    by_name = deskfleet("connect", "cad", **state)
+    assert urlsplit(by_name.out.strip()).fragment == session
+    assert deskfleet("connect", "cad", "--user", "bea", **state).code == 254
+    data = deskfleet("get-session-connection-data", session, "--user", "bea", **state).json
+    assert data["Session"]["Id"] == session
+    assert data["ConnectionToken"].count(".") == 2
+
+
+def test_the_link_is_opened_in_the_browser_without_being_its_argument(
+    state: dict[str, str], session: str, tmp_path: Path
+) -> None:
+    """`webbrowser` runs what BROWSER names with the address as its argument."""
+    note, browser = tmp_path / "note", tmp_path / "browser"
+    browser.write_text(
+        f"#!{sys.executable}\n"
+        "import sys, httpx\n"
+        "answer = httpx.get(sys.argv[1], trust_env=False)\n"
+        f"open({str(note)!r}, 'w').write(sys.argv[1] + ' ' + answer.headers['location'])\n"
+    )
+    browser.chmod(0o700)
+    opened = deskfleet("connect", session, "--browser", **state, BROWSER=f"{browser} %s")
+    assert opened.code == 0, opened.err
+    assert opened.err == ""
+    until(lambda: note.exists() and note.read_text().endswith(session))
+    argument, link = note.read_text().split(" ")
+    assert link == opened.out.strip()
+    assert "authToken" not in argument
+
+
+def test_connecting_to_nothing_is_told(state: dict[str, str]) -> None:
+    ended = deskfleet("connect", "nobody", **state)
+    assert (ended.code, ended.out) == (254, "")
+    assert ended.err == "deskfleet: there is no session nobody\n"
+
+
+def test_screenshots_are_described_or_written(
+    state: dict[str, str], session: str, tmp_path: Path
+) -> None:
+    described = deskfleet("get-session-screenshots", session, "--output", "table", **state)
+    assert described.code == 0, described.err
+    assert "png" in described.out
+    folder = tmp_path / "new" / "folder"
+    written = deskfleet(
+        "get-session-screenshots",
+        *("--session-ids", f"{session},nobody", "--max-width", "40", "--max-height", "40"),
+        *("--folder", str(folder)),
+        **state,
+    )
+    assert written.code == 254
+    assert "nobody" in written.err
+    assert written.out == f"{folder / session}.png\n"
+    assert (folder / f"{session}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_permissions_are_a_file_or_its_base64(
+    state: dict[str, str], session: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "own.perm"
+    file.write_text("[permissions]\n%owner% allow builtin\n")
+    given = deskfleet(
+        "update-session-permissions", session, "--permissions-file", str(file), **state
+    )
+    assert given.code == 0, given.err
+    encoded = "W3Blcm1pc3Npb25zXQolb3duZXIlIGFsbG93IGJ1aWx0aW4K"
+    again = ("update-session-permissions", "--session-id", session, "--permission-file", encoded)
+    assert deskfleet(*again, **state).code == 0
+    file.write_text("[permissions]\nnonsense\n")
+    broken = deskfleet(
+        "update-session-permissions", session, "--permission-file", str(file), **state
+    )
+    assert broken.code == 254
+    missing = deskfleet(
+        "update-session-permissions", session, "--permission-file", "/none!", **state
+    )
+    assert missing.code == 252
+
+
+def test_waiting_gives_up_with_a_reason(state: dict[str, str], client: Client) -> None:
+    ended = deskfleet(
+        *("create-session", "--name", "queued", "--requirements", "tag:nowhere = 'x'"),
+        *("--enqueue-request", "--wait", "--wait-seconds", "0.5"),
+        **state,
+    )
+    (told,) = ended.json["SuccessfulList"]
+    assert ended.code == 254
+    assert f"{told['Id']} is CREATING: " in ended.err
+    deskfleet("delete-session", told["Id"], "--wait", **state)
+
+
+def test_an_interrupt_ends_waiting(state: dict[str, str], client: Client) -> None:
+    arguments = ["create-session", "--name", "interrupted", "--requirements", "tag:nowhere = 'x'"]
+    with subprocess.Popen(
+        [*DESKFLEET, *arguments, "--enqueue-request", "--wait"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(state),
+    ) as program:
+        waiting: list[str] = []
+
+        def is_queued() -> bool:
+            waiting[:] = [
+                each.id
+                for each in client.sessions(owner="ada")
+                if each.name == "interrupted" and each.state == "CREATING"
+            ]
+            return bool(waiting)
+
+        until(is_queued)
+        program.send_signal(signal.SIGINT)
+        out, err = program.communicate(timeout=20)
+    deskfleet("delete-session", waiting[0], **state)
+    assert program.returncode == 130
+    assert b"Traceback" not in out + err
+
+
+def test_people_see_tables_colours_and_a_spinner(state: dict[str, str]) -> None:
+    code, written = on_a_terminal("create-session", "--name", "seen", "--wait", **state)
+    assert code == 0, written
+    assert "seen: CREATING" in written
+    assert "\x1b[32mREADY" in written
+    code, written = on_a_terminal("describe-sessions", "--owner", "ada", NO_COLOR="1", **state)
+    assert code == 0, written
+    assert "READY" in written
+    assert "\x1b[32m" not in written
+    for each in deskfleet("describe-sessions", "--owner", "ada", **state).json["Sessions"]:
+        deskfleet("delete-session", each["Id"], **state)
+
+
+def test_programs_see_json_or_plain_tables(state: dict[str, str], session: str) -> None:
+    table = deskfleet("describe-sessions", "--output", "table", **state)
+    assert session in table.out
+    assert "\x1b" not in table.out
+    assert "Sessions" in deskfleet("describe-sessions", **state).json
+
+
+def test_the_environment_is_enough(live_broker: LiveBroker, tmp_path: Path) -> None:
+    where = {
+        "DESKFLEET_STATE": str(tmp_path),
+        "DESKFLEET_BROKER_URL": live_broker.url,
+        "DESKFLEET_CA_FILE": str(live_broker.ca_file),
+        "DCV_SM_CLIENT_ID": live_broker.client_id,
+    }
+    assert deskfleet("describe-servers", **where).code == 253
+    where["DCV_SM_CLIENT_PASSWORD"] = live_broker.client_password
+    assert deskfleet("describe-servers", **where).code == 0
+    where["DCV_SM_AUTH_SERVER_URL"] = (
+        f"{live_broker.url}/oauth2/token?grant_type=client_credentials"
+    )
+    assert deskfleet("describe-servers", **where).code == 0
+    wrong = deskfleet("describe-servers", **{**where, "DCV_SM_CLIENT_PASSWORD": "secret-guess"})
+    assert wrong.code == 253
+    assert "secret-guess" not in wrong.err
+
+
+def test_a_ready_token_is_enough(live_broker: LiveBroker, tmp_path: Path) -> None:
+    flags = ("--broker-url", live_broker.url, "--ca-bundle", str(live_broker.ca_file))
+    refused = deskfleet(
+        "describe-servers", *flags, "--state", str(tmp_path), DCV_SM_OAUTH2_TOKEN="none"
+    )
+    assert refused.code == 253
+    assert "Traceback" not in refused.err
+
+
+def test_a_certificate_of_a_stranger_is_refused(
+    live_broker: LiveBroker, state: dict[str, str], tmp_path: Path
+) -> None:
+    strange = tmp_path / "strange.pem"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
+            *("-nodes", "-subj", "/CN=stranger", "-days", "1", "-keyout", os.devnull),
+            *("-out", str(strange)),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    refused = deskfleet("describe-servers", "--ca-file", str(strange), **state)
+    assert refused.code == 255
+    assert "certificate is not trusted" in refused.err
+    warned = deskfleet("describe-servers", "--ca-file", str(strange), "--no-verify-ssl", **state)
+    assert warned.code == 0
+    assert warned.err.startswith("deskfleet: warning: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["describe-sessions"], 253, "no broker is known here: start one with `deskfleet up`"),
+        (["describe-sessions", "--broker-url", NOWHERE], 255, "can't be reached"),
+        (["describe-sessions", "--broker-url", "http://broker"], 253, "not an https URL"),
+        (["create-session", "--name", "x", "--type", "tablet"], 252, "tablet"),
+        (["delete-session"], 252, "no id was given"),
+        (["delete-session", "a", "--session-id", "b"], 252, "only one id"),
+        (["describe-sessions", "--max-results", "0"], 2, "--max-results"),
+        (["create-session"], 2, "--name"),
+        (["create-sesion"], 2, "create-session"),
+        (["describe-sessions", "--output", "xml"], 2, "xml"),
+    ],
+)
+def test_every_end_has_its_code_and_a_sentence(
+    arguments: list[str], code: int, said: str, tmp_path: Path
+) -> None:
+    settings = {"DESKFLEET_STATE": str(tmp_path), "DCV_SM_OAUTH2_TOKEN": "t"}
+    if code == 252:
+        settings["DESKFLEET_BROKER_URL"] = NOWHERE
+    ended = deskfleet(*arguments, **settings)
+    assert ended.code == code, ended.err
+    assert said in ended.err
+    assert "Traceback" not in ended.err
+
+
+def test_a_command_loads_neither_broker_nor_agent() -> None:
+    """It is what makes the commands start fast."""
+    listing = "import sys; from deskfleet.cli.main import application; application([]); "
+    asked = "print([name for name in sys.modules if name.startswith(('deskfleet.broker', "
+    asked += "'deskfleet.agent', 'sqlalchemy', 'starlette', 'httpx', 'cryptography'))])"
+    done = subprocess.run(
+        [sys.executable, "-c", listing + asked], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_program_tells_its_version_and_commands() -> None:
+    assert deskfleet("--version").out.startswith("deskfleet ")
+    listed = deskfleet("--help").out
+    for name in ("up", "broker", "agent", "connect", "create-session", "close-servers"):
+        assert f"\n  {name} " in listed

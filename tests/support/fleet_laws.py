@@ -1,0 +1,285 @@
+"""The laws of a fleet, checked on every change set at the instant at which it is written.
+
+The auditor keeps a fleet of its own, and trusts nobody: it asks of each change set what was there
+before, who wrote it, and under which fence. What clients were told is a ledger beside it.
+
+A law that is broken is written down, not raised: the product may not swallow it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from deskfleet.core import session as rules
+from deskfleet.core.change import Change, ChangeSet, Check, Drop, Put, Stored, Tombstone
+from deskfleet.core.fleet import Fleet
+from deskfleet.core.records import (
+    Broker,
+    Facts,
+    Intent,
+    Link,
+    Phase,
+    Report,
+    Revision,
+    Server,
+    Session,
+    Type,
+)
+from deskfleet.core.session import TABLE, Stage, State, stage
+
+FORWARD = {State.CREATING: 0, State.READY: 1, State.DELETING: 2, State.DELETED: 3}
+STEPS = {(before, after) for (before, _), after in TABLE.items()}
+
+
+class LawBroken(AssertionError):
+    """The fleet did what it must never do."""
+
+
+class Verdict:
+    """What was found so far."""
+
+    def __init__(self) -> None:
+        self.broken: list[str] = []
+
+    def must(self, holds: bool, otherwise: str) -> None:
+        if not holds:
+            self.broken.append(otherwise)
+
+    def check(self) -> None:
+        if self.broken:
+            raise LawBroken("; ".join(self.broken[:5]))
+
+
+class Auditor:
+    def __init__(self, verdict: Verdict, is_linked: Callable[[str], bool]) -> None:
+        self.truth = Fleet()
+        self.known: set[str] = set()
+        """All sessions that ever were."""
+        self.delete_wanted: set[str] = set()
+        self.force_wanted: set[str] = set()
+        self.forced: set[str] = set()
+        """Dropped on demand, and not adopted since."""
+        self.purged: set[str] = set()
+        """Dropped because they had ended long ago."""
+        self.commits = 0
+        self._must = verdict.must
+        self._is_linked = is_linked
+        self._ran: dict[str, int] = {}
+        self._places: dict[tuple[str, int], str] = {}
+        self._state: dict[str, State] = {}
+
+    def committed(self, author: str, change_set: ChangeSet, revision: Revision) -> None:
+        writes = [change for change in change_set if not isinstance(change, Check)]
+        if not writes:
+            return
+        self.commits += 1
+        self._must(revision == self.truth.revision + 1, f"revision {revision} is out of order")
+        fence = _fence(change_set)
+        self._check_fence(author, change_set, fence)
+        for change in writes:
+            self._check(author, change, change_set, fence)
+        for change in writes:
+            self.truth.apply(_entry(change, revision))
+        self._check_result(writes)
+
+    # What a change set may write
+
+    def _check_fence(self, author: str, change_set: ChangeSet, fence: str | None) -> None:
+        if fence is None:
+            return
+        link = self.truth.link(fence)
+        for change in change_set:
+            if isinstance(change, Put) and isinstance(change.record, Link):
+                self._check_link(author, link, change.record)
+                link = change.record
+        self._must(
+            link is not None and link.broker_id == author,
+            f"{author} writes for {fence}, whose link it does not hold",
+        )
+        for change in change_set:
+            self._must(self._is_own(change, fence), f"{fence} changes {change.key}")
+
+    def _check_link(self, author: str, old: Link | None, new: Link) -> None:
+        opened = new.up and new.broker_id == author and new.epoch == (old.epoch if old else 0) + 1
+        lost = old is not None and not new.up and old == rules.replace(new, up=old.up)
+        self._must(opened or lost, f"{author} turns {old} into {new}")
+
+    def _is_own(self, change: Change, server_id: str) -> bool:
+        """Tell whether a change made for a server is to a row of its own."""
+        if change.key[0] in {"link", "server", "facts"}:
+            return change.key[1] == server_id
+        session = self.truth.session(change.key[1])
+        if isinstance(change, Put) and isinstance(change.record, Report):
+            return change.record.server_id == server_id
+        if session is None:
+            return (
+                isinstance(change, Put)
+                and isinstance(change.record, Session)
+                and change.record.server_id == server_id
+            )
+        return change.key[0] == "session" and session.server_id == server_id
+
+    def _check(
+        self, author: str, change: Change, change_set: ChangeSet, fence: str | None
+    ) -> None:
+        match change:
+            case Put(record=Session() as new):
+                self._check_session(self.truth.session(new.id), new, change_set, fence)
+            case Put(record=Report() as report):
+                self._check_report(report, change_set, fence)
+            case Put(record=Facts() as facts):
+                self._must(fence == facts.id, f"the facts of {facts.id} come from nowhere")
+            case Put(record=Broker() as broker):
+                old = self.truth.get(Broker, broker.id)
+                self._must(broker.id == author, f"{author} beats for {broker.id}")
+                self._must(old is None or broker.beat > old.beat, f"{broker.id} beats backwards")
+            case Drop(kind="session", id=id):
+                self._check_drop(id)
+            case Drop(kind="server", id=id):
+                self._must(not self.truth.seats(id).taken, f"{id} is forgotten with its sessions")
+                self._must(not self._is_linked(id), f"{id} is forgotten while it is linked")
+
+    def _check_session(
+        self, old: Session | None, new: Session, change_set: ChangeSet, fence: str | None
+    ) -> None:
+        if old is None:
+            self._check_new(new, change_set, fence)
+        else:
+            self._check_step(old, new, fence)
+        place = new.server_id
+        if place is not None:
+            first = self._places.setdefault((new.id, new.generation), place)
+            self._must(first == place, f"{new.id} is on {first} and on {place} at once")
+        self.known.add(new.id)
+
+    def _check_new(self, new: Session, change_set: ChangeSet, fence: str | None) -> None:
+        if not new.adopted:
+            self._must(new.id not in self.known, f"{new.id} is created twice")
+            return
+        self._must(new.id not in self.purged, f"{new.id} was deleted and comes back")
+        self._must(fence == new.server_id, f"{new.id} is adopted without its server's link")
+        runs = any(
+            isinstance(change, Put)
+            and isinstance(change.record, Report)
+            and change.record.id == new.id
+            and change.record.phase is Phase.RUNNING
+            for change in change_set
+        )
+        self._must(runs, f"{new.id} is adopted though it does not run")
+        self.forced.discard(new.id)
+        self._state.pop(new.id, None)
+        self._ran[new.id] = new.generation
+
+    def _check_step(self, old: Session, new: Session, fence: str | None) -> None:
+        before, after = stage(old), stage(new)
+        self._must(before is not Stage.ENDED, f"{old.id} is changed after its end")
+        if before is not after:
+            self._must((before, after) in STEPS, f"{old.id} goes from {before} to {after}")
+            told = before in {Stage.PLACED, Stage.STOPPING} and after is not Stage.STOPPING
+            self._must(not told or fence == old.server_id, f"{old.id} is {after}, and nobody said")
+        else:
+            same = (old.generation, old.server_id) == (new.generation, new.server_id)
+            self._must(same, f"{old.id} is moved while it is {before}")
+        placed = after is Stage.PLACED and before is Stage.WAITING
+        self._must(
+            new.generation == old.generation + placed,
+            f"{old.id}: generation {old.generation} becomes {new.generation}",
+        )
+        self._must(
+            old.intent is Intent.RUN or new.intent is Intent.STOP, f"{old.id} is wanted again"
+        )
+        if after is Stage.STOPPING:
+            self._must(old.id in self.delete_wanted, f"{old.id} is stopped and nobody asked")
+        moved = placed or after is Stage.WAITING
+        self._must(not (moved and old.id in self._ran), f"{old.id} has run and is placed again")
+
+    def _check_report(self, report: Report, change_set: ChangeSet, fence: str | None) -> None:
+        self._must(fence == report.server_id, f"{report.id} is reported without a link")
+        session = self.truth.session(report.id)
+        for change in change_set:
+            if isinstance(change, Put) and isinstance(change.record, Session):
+                session = session or (change.record if change.record.id == report.id else None)
+        about = session is not None and rules.is_about(report, session)
+        self._must(about, f"a report of {report.id} is about another placement of it")
+        if report.phase is Phase.RUNNING:
+            self._ran[report.id] = report.generation
+
+    def _check_drop(self, id: str) -> None:
+        session = self.truth.session(id)
+        ended = session is not None and session.ended_at is not None
+        self._must(ended or id in self.force_wanted, f"{id} is dropped and nobody asked")
+        (self.purged if ended else self.forced).add(id)
+        self._state.pop(id, None)
+        self._ran.pop(id, None)
+
+    # What must hold afterwards
+
+    def _check_result(self, writes: Iterable[Change]) -> None:
+        for change in writes:
+            if not isinstance(change, Put):
+                continue
+            record = change.record
+            if isinstance(record, Session | Report):
+                self._check_state(record.id)
+            if isinstance(record, Server):
+                self._check_seats(record)
+            if isinstance(record, Report):
+                known = self.truth.session(record.id) is not None
+                self._must(known, f"a report of {record.id} stands alone")
+
+    def _check_state(self, id: str) -> None:
+        session = self.truth.session(id)
+        if session is None:
+            return
+        state = rules.seen(session, self.truth.report(id), reachable=True).state
+        before = self._state.get(id, state)
+        self._must(FORWARD[state] >= FORWARD[before], f"{id} goes back from {before} to {state}")
+        self._state[id] = state
+
+    def _check_seats(self, server: Server) -> None:
+        """Check a server that has just been placed on, or opened, or closed."""
+        sessions = list(self.truth.sessions_on(server.id))
+        if all(session.adopted for session in sessions):
+            return
+        console = sum(session.request.type is Type.CONSOLE for session in sessions)
+        owners = [
+            session.request.owner for session in sessions if session.request.type is Type.VIRTUAL
+        ]
+        newest = [session for session in sessions if not session.adopted]
+        facts = self.truth.facts(server.id)
+        if facts is None or len(newest) != len(sessions):
+            return
+        self._must(console <= 1, f"{server.id} has {console} console sessions")
+        self._must(not (console and owners), f"{server.id} has both kinds of sessions")
+        self._must(len(owners) <= facts.max_virtual_sessions, f"{server.id} is over-full")
+        most = max((owners.count(owner) for owner in owners), default=0)
+        self._must(most <= facts.max_sessions_per_user, f"{server.id}: {most} for one owner")
+
+
+def _fence(change_set: ChangeSet) -> str | None:
+    """Return the server whose link a change set names."""
+    return next((change.key[1] for change in change_set if change.key[0] == "link"), None)
+
+
+def _entry(change: Change, revision: Revision) -> Stored | Tombstone:
+    if isinstance(change, Put):
+        return Stored(revision, change.record)
+    return Tombstone(revision, *change.key)
+
+
+def portrait(fleet: Fleet) -> dict[str, Any]:
+    """Return all that a fleet knows, in a form that can be compared."""
+    return {
+        "records": fleet._records,
+        "seats": {
+            id: (seats.console, seats.virtual, dict(seats.owners))
+            for id, seats in fleet._seats.items()
+            if seats.taken
+        },
+        "on_server": {id: set(ids) for id, ids in fleet._on_server.items()},
+        "of_owner": {owner: set(ids) for owner, ids in fleet._of_owner.items()},
+        "tagged": {tag: set(ids) for tag, ids in fleet._tagged.items()},
+        "waiting": set(fleet._waiting),
+        "order": fleet._order,
+    }

@@ -1,0 +1,273 @@
+"""The pure pieces of the session drivers."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import socket
+import struct
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from deskfleet.agent.drivers.cgroups import own_group
+from deskfleet.agent.drivers.desktops import ICEWM, installed_desktop
+from deskfleet.agent.drivers.leader.display import COOKIE_NAME, cookie_file
+from deskfleet.agent.drivers.pictures import encode, picture_format
+from deskfleet.agent.drivers.processes import identify, watch
+from deskfleet.agent.drivers.programs import find_program
+from deskfleet.agent.drivers.rfb_picture import take_picture
+from deskfleet.agent.drivers.session_folders import RuntimeFolders
+from deskfleet.agent.drivers.simulated import SimulatedDriver
+from deskfleet.agent.drivers.xvnc_launch import title
+from deskfleet.core.records import SessionRequest, Type
+from deskfleet.errors import Invalid, StartFailed, Unavailable
+from deskfleet.ports import SessionSpec
+from deskfleet.system import SystemClock
+
+
+def everything_is_installed(program: str) -> str | None:
+    return f"/usr/bin/{program}"
+
+
+def test_a_desktop_environment_is_preferred_to_icewm(tmp_path: Path) -> None:
+    (tmp_path / "gnome.desktop").touch()
+    assert installed_desktop(tmp_path, everything_is_installed) == ICEWM
+    (tmp_path / "xfce.desktop").touch()
+    desktop = installed_desktop(tmp_path, everything_is_installed)
+    assert desktop is not None
+    assert desktop.argv == ("dbus-run-session", "--", "xfce4-session")
+
+
+def test_a_desktop_without_its_programs_is_none(tmp_path: Path) -> None:
+    (tmp_path / "mate.desktop").touch()
+    only_icewm = {"icewm": "/usr/bin/icewm"}
+    assert installed_desktop(tmp_path, only_icewm.get) == ICEWM
+    assert installed_desktop(tmp_path, {"mate-session": "x"}.get) is None
+
+
+def test_a_cookie_file_names_every_host_and_this_one() -> None:
+    content = cookie_file(b"0123456789abcdef", "host", 7)
+    cookie = struct.pack(">H", len(COOKIE_NAME)) + COOKIE_NAME + b"\0\x100123456789abcdef"
+    assert content == b"\xff\xff\0\0\0\x017" + cookie + b"\x01\0\0\x04host\0\x017" + cookie
+
+
+MOUNTS = """\
+25 30 0:23 / /sys rw,nosuid - sysfs sysfs rw
+31 25 0:27 / /sys/fs/cgroup/unified rw,relatime shared:4 - cgroup2 cgroup2 rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("membership", "group"),
+    [
+        ("1:name=systemd:/x\n0::/\n", "/sys/fs/cgroup/unified"),
+        ("0::/system.slice/agent.service\n", "/sys/fs/cgroup/unified/system.slice/agent.service"),
+        ("1:cpu:/\n", None),
+    ],
+)
+def test_the_own_control_group_is_found(membership: str, group: str | None) -> None:
+    assert own_group(MOUNTS, membership) == (Path(group) if group else None)
+    assert own_group("", membership) is None
+
+
+def test_a_process_is_its_pid_and_its_start() -> None:
+    mine = identify(os.getpid())
+    assert mine is not None
+    descriptor = watch(mine)
+    assert descriptor is not None
+    os.close(descriptor)
+    assert watch(type(mine)(pid=mine.pid, start_time=mine.start_time + 1)) is None
+    assert identify(2**22 + 1) is None
+
+
+def test_a_program_is_found_below_its_folder_only(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    inner = tmp_path / "folder/inner"
+    inner.mkdir(mode=0o755, parents=True)
+    (inner / "run").write_text("#!/bin/sh\n")
+    (inner / "run").chmod(0o755)
+    folder = tmp_path / "folder"
+    assert find_program(folder, "inner/run", "init file") == inner / "run"
+    assert find_program(folder, "./inner//run", "init file") == inner / "run"
+    for name in ("", "../folder/inner/run", str(inner / "run"), "inner", "inner/run/x", "no\0"):
+        with pytest.raises(StartFailed):
+            find_program(folder, name, "init file")
+    inner.chmod(0o777)
+    with pytest.raises(StartFailed, match="can be changed by others"):
+        find_program(folder, "inner/run", "init file")
+
+
+def test_an_open_folder_of_programs_serves_none(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    with pytest.raises(StartFailed, match="the folder of init files can be changed"):
+        find_program(tmp_path, "x", "init file")
+    with pytest.raises(StartFailed, match="can't be opened"):
+        find_program(tmp_path / "missing", "x", "init file")
+
+
+def test_removing_a_session_follows_no_link(tmp_path: Path) -> None:
+    folders = RuntimeFolders(tmp_path / "run")
+    tmp_path.chmod(0o711)
+    (tmp_path / "run/s").mkdir(parents=True)
+    (tmp_path / "run/d").mkdir()
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "file").touch()
+    session = folders.make_session("0123abcd", os.getuid(), os.getgid())
+    (session / "link").symlink_to(kept)
+    (session / "a/b/c").mkdir(parents=True)
+    (session / "a/b/c/link").symlink_to(kept / "file")
+    (session / "a/closed").mkdir(mode=0)
+    assert folders.keys() == {"0123abcd"}
+    assert folders.remove("0123abcd")
+    assert folders.remove("0123abcd")
+    assert not session.exists()
+    assert (kept / "file").exists()
+
+
+def test_only_an_owner_s_socket_is_published(tmp_path: Path) -> None:
+    folders = RuntimeFolders(tmp_path / "r")
+    for inner in ("s/0123abcd", "d"):
+        (tmp_path / "r" / inner).mkdir(parents=True)
+    with pytest.raises(StartFailed):
+        folders.publish_display("0123abcd", os.getuid())
+    folders.rfb_socket("0123abcd").write_text("no socket")
+    with pytest.raises(StartFailed, match="not its owner's"):
+        folders.publish_display("0123abcd", os.getuid())
+    folders.rfb_socket("0123abcd").unlink()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(folders.rfb_socket("0123abcd")))
+        with pytest.raises(StartFailed, match="not its owner's"):
+            folders.publish_display("0123abcd", os.getuid() + 1)
+        folders.publish_display("0123abcd", os.getuid())
+        assert folders.display("0123abcd").is_socket()
+
+
+def test_a_title_is_one_short_printable_line() -> None:
+    assert title("Größe\n\x1b") == "Größe  "
+    assert len(title("x" * 1000)) == 128
+
+
+def test_pictures_keep_their_aspect_and_never_grow() -> None:
+    def size(width: int, height: int) -> tuple[int, int]:
+        screen = Image.new("RGB", (800, 600))
+        content = encode(screen, max_width=width, max_height=height, format="png")
+        return Image.open(io.BytesIO(content)).size
+
+    assert size(9999, 9999) == (800, 600)
+    assert size(400, 9999) == (400, 300)
+    assert size(9999, 60) == (80, 60)
+    assert size(0, 0) == (1, 1)
+    assert picture_format("JPEG") == "jpeg"
+    with pytest.raises(Invalid):
+        picture_format("gif")
+
+
+HELLO = b"RFB 003.008\n" + b"\x01\x01" + b"\0\0\0\0"
+INIT = struct.pack(">HH16xI", 2, 2, 4) + b"name"
+UPDATE = struct.pack(">BxH", 0, 2)
+
+
+def rectangle(x: int, y: int, w: int, h: int, pixels: bytes) -> bytes:
+    return struct.pack(">HHHHi", x, y, w, h, 0) + pixels
+
+
+def served(folder: Path, words: bytes, take: Callable[[Path], Image.Image]) -> Image.Image:
+    """Take a picture of a server that says these words, whatever it hears."""
+    path = folder / "rfb"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.sendall(words)
+                while connection.recv(4096):
+                    pass
+
+        server = threading.Thread(target=serve)
+        server.start()
+        try:
+            return take(path)
+        finally:
+            server.join()
+
+
+def test_a_picture_is_put_together_from_rectangles(tmp_path: Path) -> None:
+    blue, green, red, white = b"\xff\0\0\0", b"\0\xff\0\0", b"\0\0\xff\0", b"\xff\xff\xff\0"
+    words = HELLO + INIT + b"\x02" + struct.pack(">B3xI", 3, 2) + b"hi"
+    words += UPDATE + rectangle(0, 0, 1, 2, blue + red) + rectangle(1, 0, 1, 2, green + white)
+    picture = served(tmp_path, words, lambda path: take_picture(path, 5))
+    assert [picture.getpixel(at) for at in ((0, 0), (1, 0), (0, 1), (1, 1))] == [
+        (0, 0, 255),
+        (0, 255, 0),
+        (255, 0, 0),
+        (255, 255, 255),
+    ]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        b"HTTP/1.1 200",
+        b"RFB 003.008\n\x01\x02",
+        b"RFB 003.008\n\x01\x01\0\0\0\x01",
+        HELLO + struct.pack(">HH16xI", 65535, 65535, 0),
+        HELLO + struct.pack(">HH16xI", 2, 2, 2**32 - 1),
+        HELLO + INIT + b"\xc8",
+        HELLO + INIT + UPDATE + rectangle(1, 1, 2, 2, b""),
+        HELLO + INIT + UPDATE + struct.pack(">HHHHi", 0, 0, 2, 2, 16),
+        HELLO + INIT + UPDATE + rectangle(0, 0, 2, 1, bytes(8)),
+    ],
+)
+def test_a_server_that_misbehaves_gives_no_picture(tmp_path: Path, words: bytes) -> None:
+    with pytest.raises(Unavailable, match="gives no picture"):
+        served(tmp_path, words, lambda path: take_picture(path, 0.3))
+
+
+def test_no_server_gives_no_picture(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable):
+        take_picture(tmp_path / "nothing", 1)
+
+
+def simulated_spec() -> SessionSpec:
+    request = SessionRequest(name="a", owner="b", type=Type.CONSOLE)
+    return SessionSpec(session_id="s", generation=1, request=request)
+
+
+def test_a_simulated_start_fails_or_hangs_once_when_told_to() -> None:
+    async def scene() -> None:
+        driver = SimulatedDriver(SystemClock())
+        await driver.open(lambda *_: None)
+        driver.fail_next_start("no more seats")
+        with pytest.raises(StartFailed, match="no more seats"):
+            await driver.start(simulated_spec())
+        driver.hang_next_start()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await driver.start(simulated_spec())
+        assert driver.running() == []
+        await driver.start(simulated_spec())
+        assert [session.type for session in driver.running()] == [Type.CONSOLE]
+        driver.unhealthy = "on strike"
+        assert await driver.trouble() == "on strike"
+
+    asyncio.run(scene())
+
+
+def test_a_broken_simulated_record_is_dropped(tmp_path: Path) -> None:
+    (tmp_path / "0.json").write_bytes(b"\xff{")
+
+    async def scene() -> None:
+        driver = SimulatedDriver(SystemClock(), state_dir=tmp_path)
+        await driver.open(lambda *_: None)
+        assert driver.running() == []
+
+    asyncio.run(scene())
+    assert list(tmp_path.iterdir()) == []
