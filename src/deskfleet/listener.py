@@ -12,9 +12,10 @@ import errno
 import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from deskfleet.errors import SetupFailed
 
@@ -22,6 +23,9 @@ BACKLOG = 2048
 GRACE_SECONDS = 3
 """For requests that run when a listener ends; sockets that stay open don't hold it up longer."""
 MAX_WEBSOCKET_BYTES = 4 * 1024 * 1024
+MAX_HEAD_BYTES = 256 * 1024
+"""Of a request, before its body; counted in whole reads, which may hold more than the head."""
+HEAD_SECONDS = 10.0
 
 
 def bind(host: str, port: int, what: str) -> socket.socket:
@@ -34,6 +38,9 @@ def bind(host: str, port: int, what: str) -> socket.socket:
         # Listening at once: two programs may bind the same port, but only one can listen.
         bound.listen(BACKLOG)
         bound.setblocking(False)
+    except OverflowError as error:
+        bound.close()
+        raise SetupFailed(f"port {port} for {what} is not a port: 0 to 65535 are") from error
     except OSError as error:
         bound.close()
         if error.errno == errno.EADDRINUSE:
@@ -49,6 +56,48 @@ def bind(host: str, port: int, what: str) -> socket.socket:
 def port_of(bound: socket.socket) -> int:
     port: int = bound.getsockname()[1]
     return port
+
+
+class _Http(HttpToolsProtocol):
+    """HTTP from strangers: the head of a request has limits, in bytes and in seconds."""
+
+    _head_bytes = 0
+    _head_limit: asyncio.TimerHandle | None = None
+    """Set while a head is awaited."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(cast(asyncio.Transport, transport))
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def on_message_begin(self) -> None:
+        self._await_head()
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._stop_waiting()
+        super().on_headers_complete()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._head_limit is None or self.transport.is_closing():
+            return
+        self._head_bytes += len(data)
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self.send_400_response("The head of the request is too large.")
+
+    def _await_head(self) -> None:
+        self._stop_waiting()
+        self._head_bytes = 0
+        self._head_limit = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+
+    def _stop_waiting(self) -> None:
+        if self._head_limit is not None:
+            self._head_limit.cancel()
+            self._head_limit = None
 
 
 class _Server(uvicorn.Server):
@@ -77,7 +126,7 @@ async def listening(
         proxy_headers=False,
         lifespan="off",
         server_header=False,
-        http="httptools",
+        http=_Http,
         ws="websockets-sansio",
         ws_max_size=max_message_bytes,
         ws_per_message_deflate=False,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from deskfleet.core.change import ChangeSet, Stored, Tombstone
-from deskfleet.core.records import Frozen, Revision, SessionRequest, Type
+from deskfleet.core.records import Frozen, Instant, Revision, SessionRequest, Type
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,13 @@ class Store(Protocol):
     def compact(self, before: Revision) -> None:
         """Forget tombstones of revisions below `before`."""
 
+    def glance(self) -> Revision | None:
+        """Return the newest revision where that takes microseconds, None where it can't be told so.
+
+        Never waits, nor disturbs a call on the store thread: the event loop calls it, one call at
+        a time, and not after `close`. None is always right: who wants to know asks `changes`.
+        """
+
     def close(self) -> None: ...
 
 
@@ -65,10 +72,10 @@ class Running(Frozen, frozen=True):
     owner: str
     type: Type
     name: str = ""
-    created_at: datetime | None = None
+    created_at: Instant | None = None
     connections: int | None = None
     """Live client connections, where the driver itself serves them; None where the entrance does."""
-    last_disconnection_at: datetime | None = None
+    last_disconnection_at: Instant | None = None
 
 
 class Picture(Frozen, frozen=True):
@@ -77,7 +84,7 @@ class Picture(Frozen, frozen=True):
     format: str
     """`png` or `jpeg`."""
     content: bytes
-    taken_at: datetime
+    taken_at: Instant
     primary: bool = True
 
 

@@ -160,6 +160,8 @@ def _convert(value: Any, kind: Any) -> Any:
         return _truth(value)
     if wanted in {int, float} and isinstance(value, bool):
         raise ValueError(f"{value} is not a number")
+    if wanted is int and isinstance(value, float):
+        raise ValueError(f"{value} is not a whole number")
     if wanted is str and not isinstance(value, str):
         raise ValueError(f"{value!r} is not text")
     try:

@@ -279,8 +279,31 @@ def test_what_can_not_be_taken_up_is_cleared(folder: Path, harm: str) -> None:
         assert not alive(inside.x)
 
     assert play(folder, story) == []
-    assert not inside.folder.exists()
+    assert inside.traces() == []
     assert not alive(inside.x)
+
+
+def test_a_display_that_nobody_could_free_is_used_again(folder: Path) -> None:
+    async def before() -> None:
+        driver = xvnc_driver(folder)
+        await driver.open(lambda *_: None)
+        await driver.start(session_spec())
+        await driver.close()
+
+    asyncio.run(before())
+    inside = Inside(folder)
+    for pid in (inside.leader, inside.x):
+        os.kill(pid, signal.SIGKILL)
+        until(lambda pid=pid: not alive(pid))  # type: ignore[misc]
+    (folder / "run/r" / f"{inside.record['key']}.json").unlink()
+
+    async def story(driver: XvncDriver) -> None:
+        assert inside.lock.exists()
+        await driver.start(session_spec())
+        assert Inside(folder).display == inside.display
+
+    play(folder, story)
+    assert inside.traces() == []
 
 
 INTRUDER = """

@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from deskfleet.errors import SetupFailed
+from deskfleet.system import sync_folder
 
 FILE = "identity.json"
 
@@ -46,3 +47,4 @@ def write(state: Path, identity: Identity) -> None:
     finally:
         os.close(descriptor)
     fresh.rename(state / FILE)
+    sync_folder(state)

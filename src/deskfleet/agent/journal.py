@@ -16,6 +16,7 @@ import msgspec
 
 from deskfleet.core.records import Frozen, Phase
 from deskfleet.ports import SessionSpec
+from deskfleet.system import sync_folder
 
 log = logging.getLogger(__name__)
 
@@ -97,5 +98,6 @@ class Journal:
             file.writelines(lines)
         os.fsync(descriptor)
         fresh.rename(self._path)
+        sync_folder(self._path.parent)
         self._lines = len(lines)
         return descriptor

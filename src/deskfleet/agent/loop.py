@@ -56,6 +56,7 @@ class Loop:
         self._on_change = on_change
         self._desires: dict[str, Desire] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._closed = False
 
     async def open(self) -> None:
         """Take up what runs, and settle what the journal says of what doesn't."""
@@ -72,6 +73,7 @@ class Loop:
 
     async def close(self) -> None:
         """Let go; sessions run on. A start that is under way is cut short and cleaned up."""
+        self._closed = True
         for task in self._tasks.values():
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
@@ -130,7 +132,7 @@ class Loop:
     def _converge(self, id: str) -> None:
         """Begin the next step of a session, where there is one and none is under way."""
         desire = self._desires.get(id)
-        if desire is None:
+        if desire is None or self._closed:
             return
         spec, entry = desire.spec, self._journal.entries.get(id)
         if entry is not None and entry.generation > spec.generation:
@@ -193,6 +195,9 @@ class Loop:
         else:
             log.info("session.started", extra={"session_id": id, "owner": spec.request.owner})
             self._note(id, spec, Phase.RUNNING)
+            if id not in {one.session_id for one in self._driver.running()}:
+                # It ended before this task was told that it had begun.
+                self._note(id, spec, Phase.ENDED, "it ended as soon as it had started")
 
     async def _stop(self, spec: SessionSpec) -> None:
         id = spec.session_id

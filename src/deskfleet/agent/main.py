@@ -222,7 +222,10 @@ async def _identity(settings: AgentSettings, door: BrokerDoor) -> Identity:
             "this agent is not enrolled yet: it needs software_statement_path, a file with what"
             " `deskfleet broker generate-software-statement` printed"
         )
-    statement = settings.software_statement_path.read_text().strip()
+    try:
+        statement = settings.software_statement_path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SetupFailed(f"{settings.software_statement_path} can't be read: {error}") from error
     while True:
         try:
             fresh = await door.enrol(statement, socket.gethostname())

@@ -40,6 +40,8 @@ FIRST_WAIT_SECONDS = 0.25
 LONGEST_WAIT_SECONDS = 60.0
 HEALTHY_SECONDS = 60.0
 CONNECT_SECONDS = 10.0
+PING_SECONDS = 15.0
+"""How often a broker has to show that it is there; it is given up after two of these."""
 COALESCE_SECONDS = 0.005
 """Changes within this time go in one observation."""
 FULL_SET_SECONDS = 60.0
@@ -95,6 +97,9 @@ class Uplink:
                 await self._hold()
             except (DeskfleetError, OSError, WebSocketException, TimeoutError) as error:
                 log.warning("link.lost", extra={"url": self._door.url, "reason": str(error)})
+            except Exception:
+                # An agent without a link is of no use; whatever it was, the next link may hold.
+                log.exception("link.failed", extra={"url": self._door.url})
             finally:
                 self.linked.clear()
             if self._clock.monotonic() - began > HEALTHY_SECONDS:
@@ -113,7 +118,8 @@ class Uplink:
             compression=None,
             max_size=MAX_MESSAGE_BYTES,
             open_timeout=CONNECT_SECONDS,
-            ping_interval=None,
+            ping_interval=PING_SECONDS,
+            ping_timeout=PING_SECONDS,
             proxy=None,
         ) as socket:
             link = AgentLink(self._clock.monotonic())

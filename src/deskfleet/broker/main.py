@@ -39,7 +39,7 @@ from deskfleet.certificates import (
     server_context,
 )
 from deskfleet.core.records import Broker
-from deskfleet.errors import StoreFailed
+from deskfleet.errors import StoreFailed, Unavailable
 from deskfleet.listener import bind, listening, port_of
 from deskfleet.ports import Store
 from deskfleet.settings import BrokerSettings
@@ -204,7 +204,7 @@ async def _parts(
             yield Doors(house, port_of(clients), port_of(agents), tls.ca_file)
         finally:
             await links.close()
-            with contextlib.suppress(StoreFailed):
+            with contextlib.suppress(StoreFailed, Unavailable):
                 await housekeeping.retire()
             log.info("broker.stopped", extra={"broker_id": me.id})
 

@@ -85,7 +85,12 @@ def create_session(
     *,
     name: Annotated[str, typer.Option(help="What people call it.")],
     owner: Owner = None,
-    type: Annotated[str, typer.Option(metavar="VIRTUAL|CONSOLE")] = "VIRTUAL",
+    type: Annotated[
+        str,
+        typer.Option(
+            metavar="VIRTUAL|CONSOLE", help="A desktop of its own, or the server's screen."
+        ),
+    ] = "VIRTUAL",
     requirements: Annotated[
         str | None, typer.Option(help="Which server: \"tag:gpu = 'yes'\", for example.")
     ] = None,
@@ -107,7 +112,9 @@ def create_session(
     permissions_file: Annotated[
         str | None, typer.Option(metavar="FILE|BASE64", help="Who may do what in it.")
     ] = None,
-    max_concurrent_clients: Annotated[int | None, typer.Option(min=1, max=100)] = None,
+    max_concurrent_clients: Annotated[
+        int | None, typer.Option(min=1, max=100, help="How many may watch at once.")
+    ] = None,
     storage_root: Annotated[str | None, typer.Option(help="Folder for file transfer.")] = None,
     dcv_gl_enabled: Annotated[
         bool, typer.Option("--dcv-gl-enabled", help="Use hardware OpenGL.")
@@ -122,6 +129,7 @@ def create_session(
     wait_seconds: Seconds = 120,
 ) -> None:
     """Create a session."""
+    # Long only because each option is an argument here and a member there.
     asked = CreateSessionRequestData(
         name=name,
         owner=owner or current_user(),

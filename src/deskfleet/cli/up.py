@@ -90,7 +90,8 @@ def up(
     desktop_port: Annotated[int, typer.Option(help="Port for browsers.")] = DESKTOP_PORT,
     driver: Annotated[Driver, typer.Option(help="What runs the sessions.")] = Driver.xvnc,
     allow_root_sessions: Annotated[
-        bool, typer.Option(help="Let root own sessions; only where root runs this.")
+        bool,
+        typer.Option("--allow-root-sessions", help="Let root own sessions; where root runs this."),
     ] = False,
     open: Annotated[
         bool, typer.Option("--open", help="Also create a session and print its link.")

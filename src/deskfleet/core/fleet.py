@@ -7,7 +7,7 @@ the same entry twice, or an older one late, changes nothing. It decides nothing.
 from __future__ import annotations
 
 from bisect import bisect_right, insort
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import TypeAlias, TypeVar, cast
 
@@ -93,6 +93,10 @@ class Fleet:
         for position in range(start, len(order)):
             yield order[position][1]
 
+    def sessions_after(self, after: Place | None) -> Iterator[Session]:
+        """Return the sessions that stand after a place, oldest first."""
+        return map(self._session, self.listed(Session, after))
+
     def sessions_on(self, server_id: str) -> Iterable[Session]:
         """Return the sessions that are placed on a server and have not ended."""
         return [self._session(id) for id in self._on_server.get(server_id, _NONE)]
@@ -100,8 +104,8 @@ class Fleet:
     def sessions_of(self, owner: str) -> Iterable[Session]:
         return [self._session(id) for id in self._of_owner.get(owner, _NONE)]
 
-    def servers_tagged(self, key: str, value: str) -> Iterable[str]:
-        return self._tagged.get((key, value), _NONE)
+    def servers_tagged(self, key: str, value: str) -> Collection[str]:
+        return self._tagged.get((key, value), _NONE).keys()
 
     def waiting(self) -> list[Session]:
         """Return the sessions that wait for a place, oldest first."""

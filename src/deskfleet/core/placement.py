@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeAlias
 
 from deskfleet.core.fleet import Fleet, Reachable
 from deskfleet.core.records import Facts, Server, Session, SessionRequest
@@ -22,6 +23,9 @@ from deskfleet.core.server import Seats, Unavailability, no_seat_for, unavailabi
 
 parse_once = lru_cache(maxsize=1024)(parse)
 """Portals send the same few expressions again and again."""
+
+
+Tag: TypeAlias = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +83,8 @@ def place(
     requirements = parse_once(request.requirements or "")
     fallen: Counter[str] = Counter()
     best: tuple[bool, int, float, str] | None = None
-    candidates = _candidates(fleet, requirements)
-    for server in candidates:
+    rarest = _rarest_tag(fleet, requirements)
+    for server in _candidates(fleet, rarest):
         facts = fleet.facts(server.id)
         seats = tally.seats(server.id)
         reason = _obstacle(server, facts, seats, request, requirements, reachable)
@@ -91,15 +95,23 @@ def place(
         rank = (server.id in avoid, seats.taken, load, server.id)
         if best is None or rank < best:
             best = rank
-    return Refusal(_explain(fallen, fleet, requirements)) if best is None else Placement(best[3])
+    return Refusal(_explain(fallen, fleet, rarest)) if best is None else Placement(best[3])
 
 
-def _candidates(fleet: Fleet, requirements: Requirements) -> Iterable[Server]:
-    """Return the servers that are worth a look: all, or those of the rarest required tag."""
-    tagged = [list(fleet.servers_tagged(*tag)) for tag in requirements.equalities]
-    if not tagged:
+def _rarest_tag(fleet: Fleet, requirements: Requirements) -> Tag | None:
+    """Return which of the required tags the fewest servers have."""
+    return min(
+        requirements.equalities,
+        key=lambda tag: len(fleet.servers_tagged(*tag)),
+        default=None,
+    )
+
+
+def _candidates(fleet: Fleet, tag: Tag | None) -> Iterable[Server]:
+    """Return the servers that are worth a look: all, or those that have the tag."""
+    if tag is None:
         return fleet.each(Server)
-    servers = (fleet.server(id) for id in min(tagged, key=len))
+    servers = (fleet.server(id) for id in fleet.servers_tagged(*tag))
     return [server for server in servers if server is not None]
 
 
@@ -120,13 +132,12 @@ def _obstacle(
     return no_seat_for(facts, seats, request.type, request.owner)
 
 
-def _explain(fallen: Counter[str], fleet: Fleet, requirements: Requirements) -> str:
+def _explain(fallen: Counter[str], fleet: Fleet, rarest: Tag | None) -> str:
     total = fleet.count(Server)
     passed_over = total - fallen.total()
-    if passed_over:
-        for key, value in requirements.equalities:
-            fallen[f"lack tag:{key} = '{value}'"] += passed_over
-            break
+    if passed_over and rarest is not None:
+        key, value = rarest
+        fallen[f"lack tag:{key} = '{value}'"] += passed_over
     if not total:
         why = "no server is registered"
     else:

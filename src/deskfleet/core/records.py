@@ -12,11 +12,15 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
 
 Revision: TypeAlias = int
+Instant: TypeAlias = Annotated[datetime, msgspec.Meta(tz=True)]
+Int32: TypeAlias = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
+Int64: TypeAlias = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+"""What an agent tells is bounded by what clients can read."""
 
 
 class Type(StrEnum):
@@ -70,7 +74,7 @@ class Session(Frozen, frozen=True, tag="session"):
 
     id: str
     request: SessionRequest
-    created_at: datetime
+    created_at: Instant
     intent: Intent = Intent.RUN
     server_id: str | None = None
     """Where it is placed; None while it waits for a place."""
@@ -80,7 +84,7 @@ class Session(Frozen, frozen=True, tag="session"):
     """Servers on which a start has failed, oldest first."""
     adopted: bool = False
     """Found running on its server; we did not create it."""
-    ended_at: datetime | None = None
+    ended_at: Instant | None = None
     """Set once, when nothing of it is left: the session is DELETED."""
     forgotten: bool = False
     """Deleted by force: its server was not asked to end it."""
@@ -92,18 +96,18 @@ class Report(Frozen, frozen=True, tag="report"):
 
     id: str
     server_id: str
-    generation: int
+    generation: Int64
     phase: Phase
     reason: str | None = None
-    connections: int = 0
-    last_disconnection_at: datetime | None = None
+    connections: Int64 = 0
+    last_disconnection_at: Instant | None = None
 
 
 class Server(Frozen, frozen=True, tag="server"):
     """Our half of a server. Placing on it and closing it rewrite this record, so that they race."""
 
     id: str
-    registered_at: datetime
+    registered_at: Instant
     open: bool = True
     placements: int = 0
     """How often a session was placed here; the revision that it moves guards the seats."""
@@ -120,7 +124,7 @@ class Link(Frozen, frozen=True, tag="link"):
 
 class Endpoint(Frozen, frozen=True):
     ip_address: str
-    port: int
+    port: Int32
     web_url_path: str | None = "/"
     protocol: str = "HTTP"
 
@@ -144,8 +148,8 @@ class Cpu(Frozen, frozen=True):
     vendor: str | None = None
     model_name: str | None = None
     architecture: str | None = None
-    number_of_cpus: int | None = None
-    physical_cores_per_cpu: int | None = None
+    number_of_cpus: Int32 | None = None
+    physical_cores_per_cpu: Int32 | None = None
 
 
 class Gpu(Frozen, frozen=True):
@@ -157,10 +161,10 @@ class Host(Frozen, frozen=True):
     """The machine under a server. Sizes are bytes; loads are the usual 1, 5 and 15 minute averages."""
 
     os: Os
-    memory_total: int
-    memory_used: int
-    swap_total: int = 0
-    swap_used: int = 0
+    memory_total: Int64
+    memory_used: Int64
+    swap_total: Int64 = 0
+    swap_used: Int64 = 0
     cpu: Cpu = Cpu()
     load: tuple[float, float, float] | None = None
     gpus: tuple[Gpu, ...] = ()
@@ -184,9 +188,9 @@ class Facts(Frozen, frozen=True, tag="facts"):
     endpoints: tuple[Endpoint, ...] = ()
     tags: dict[str, str] = {}
     types: tuple[Type, ...] = (Type.VIRTUAL,)
-    max_virtual_sessions: int = -1
+    max_virtual_sessions: Int64 = -1
     """-1 is no limit."""
-    max_sessions_per_user: int = -1
+    max_sessions_per_user: Int64 = -1
     unhealthy: str | None = None
     """Why the driver can't serve sessions now; None when it can."""
     foreign_user: str | None = None
@@ -208,7 +212,7 @@ class ApiClient(Frozen, frozen=True, tag="api-client"):
     id: str
     name: str
     secret_hash: bytes
-    created_at: datetime
+    created_at: Instant
     active: bool = True
 
 
@@ -218,7 +222,7 @@ class AgentClient(Frozen, frozen=True, tag="agent-client"):
     id: str
     name: str
     secret_hash: bytes
-    created_at: datetime
+    created_at: Instant
     active: bool = True
 
 
@@ -227,7 +231,7 @@ class SoftwareStatement(Frozen, frozen=True, tag="software-statement"):
 
     id: str
     statement_hash: bytes
-    issued_at: datetime
+    issued_at: Instant
     active: bool = True
 
 
@@ -237,7 +241,7 @@ class SigningKey(Frozen, frozen=True, tag="signing-key"):
     id: str
     public_pem: str
     sealed: bytes
-    created_at: datetime
+    created_at: Instant
 
 
 Record: TypeAlias = (

@@ -183,9 +183,6 @@ class _Entrance:
             self._log_refusal(verdict, request, asked.session_id)
             return verdict.json()
         user, desktop = verdict
-        if Feature.DISPLAY not in await self._features(desktop, user):
-            self._log_refusal(_NOT_ALLOWED, request, asked.session_id)
-            return _NOT_ALLOWED.json()
         log.info(
             "admission.granted",
             extra={"session_id": desktop.session_id, "user": user, "address": _address(request)},
@@ -288,7 +285,8 @@ class _Entrance:
         except Unavailable:
             return _UNREACHABLE
         if user is not None:
-            return user, desktop
+            may_see = Feature.DISPLAY in await self._features(desktop, user)
+            return (user, desktop) if may_see else _NOT_ALLOWED
         now = self._clock.now().timestamp()
         expired = claims.expires_at is not None and claims.expires_at <= now
         return _EXPIRED if expired else _NOT_A_TOKEN

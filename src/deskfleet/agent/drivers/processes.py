@@ -108,7 +108,10 @@ def _ended(descriptor: int, seconds: float) -> bool:
 
 
 def marked(mark: bytes) -> list[int]:
-    """Return all living processes that have an entry in the environment they were started with."""
+    """Return all living processes that have an entry in the environment they were started with.
+
+    Programs that keep secrets (ssh-agent, gpg-agent) hide it from everybody but root.
+    """
     return [pid for pid in _all_pids() if _has(pid, mark)]
 
 

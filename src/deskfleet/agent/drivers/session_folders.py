@@ -83,6 +83,13 @@ class RuntimeFolders:
         os.chown(folder, uid, gid, follow_symlinks=False)
         return folder
 
+    def owner(self, key: str) -> int | None:
+        """Return the uid of who owns a session's folder, None where there is none."""
+        try:
+            return self.session(key).lstat().st_uid
+        except FileNotFoundError:
+            return None
+
     def publish_display(self, key: str, uid: int) -> None:
         """Give the session's RFB socket its second name, if it is one and its owner's."""
         display = self.display(key)

@@ -1,7 +1,7 @@
 """The driver of our own desktops: TigerVNC's Xvnc, reached through a UNIX socket.
 
 Owns the sessions of one runtime folder: starts each under a session leader of its own (see
-xvnc_leader.py), watches that leader, clears what is left when it ends, and takes up what an
+the package leader), watches that leader, clears what is left when it ends, and takes up what an
 earlier agent started. Laws: a session that did not become ready, and one that ended, leaves
 nothing; clearing is never cut short, not even by cancellation; a session's end is told once, and
 only after it has been cleared. Blocking work is done in the driver's own threads.

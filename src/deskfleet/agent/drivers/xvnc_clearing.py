@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 
 from deskfleet.agent.drivers.cgroups import end_group, find_group
-from deskfleet.agent.drivers.processes import boot_id, end_marked, end_tree, reap
+from deskfleet.agent.drivers.processes import boot_id, end_marked, end_tree, marked, reap
 from deskfleet.agent.drivers.session_folders import RuntimeFolders, remove_x_traces
 from deskfleet.agent.drivers.xvnc_record import Records, SessionRecord
 
@@ -47,11 +47,15 @@ def clear(folders: RuntimeFolders, records: Records, record: SessionRecord) -> b
 
 def clear_unrecorded(folders: RuntimeFolders, records: Records, key: str) -> bool:
     """End and remove what has no record that can be read: all that is known is its folder."""
-    group = find_group(group_name(key))
+    mark, group = mark_of(folders, key), find_group(group_name(key))
+    owner, processes = folders.owner(key), marked(mark)
     if group is not None and not end_group(group, LIMIT_SECONDS):
         return False
-    if not end_marked(mark_of(folders, key), LIMIT_SECONDS):
+    if not end_marked(mark, LIMIT_SECONDS):
         return False
+    if owner is not None:
+        for pid in processes:
+            remove_x_traces(pid, owner)
     if not folders.remove(key):
         return False
     records.remove(key)

@@ -24,12 +24,13 @@ from deskfleet.broker.service.observing import (
 )
 from deskfleet.broker.service.replica import Entries, Replica
 from deskfleet.core.change import Change, ChangeSet, Put, Tombstone
-from deskfleet.core.records import Link, Report, Session
+from deskfleet.core.records import Link, Record, Report, Session
 from deskfleet.core.session import replace
-from deskfleet.errors import Missing, ProtocolError, Stale, Unavailable
+from deskfleet.errors import Missing, ProtocolError, Stale, StoreFailed, Unavailable
 from deskfleet.ports import Clock, Picture
 from deskfleet.wire.link import BrokerLink
 from deskfleet.wire.messages import (
+    VERSION,
     Desire,
     FactsChanged,
     FromAgent,
@@ -39,6 +40,7 @@ from deskfleet.wire.messages import (
     Observed,
     Screenshot,
     TakeScreenshot,
+    Welcome,
 )
 
 log = logging.getLogger(__name__)
@@ -46,6 +48,8 @@ log = logging.getLogger(__name__)
 FULL_SET_SECONDS = 60.0
 LOAD_SECONDS = 30.0
 SCREENSHOT_SECONDS = 10.0
+OTHER_VERSION_SECONDS = 60.0
+"""When an agent of another version may ask again: it waits for one of us to be updated."""
 
 Send = Callable[[FromBroker], Awaitable[None]]
 
@@ -77,8 +81,8 @@ class AgentSession:
         self._requests = 0
         self.ended = asyncio.Event()
 
-    async def greet(self, hello: Hello) -> None:
-        """Take over the server's link and tell its agent so."""
+    async def open(self, hello: Hello) -> Welcome:
+        """Take over the server's link; the welcome is still to be sent."""
         fleet, house = self._fleet, self._house
         facts = replace(hello.facts, id=self.server_id)
 
@@ -94,9 +98,12 @@ class AgentSession:
 
         epoch = await house.replica.decide(decision)
         self._observed = hello.observed
-        await self._send(self.link.welcome(epoch))
         self._dirty.set()
         log.info("link.opened", extra={"server_id": self.server_id, "epoch": epoch})
+        return self.link.welcome(epoch)
+
+    async def say(self, message: FromBroker) -> None:
+        await self._send(message)
 
     async def hear(self, message: FromAgent) -> None:
         """Act on a message of an open link. Raises `Stale` when the link was superseded."""
@@ -221,13 +228,24 @@ class Links:
         return AgentSession(self._house, server_id, send)
 
     async def greet(self, agent: AgentSession, message: FromAgent) -> None:
-        """Open a link with its first message."""
+        """Open a link with its first message. Raises `Stale` when it was superseded meanwhile."""
         hello = agent.link.receive(message, self._house.clock.monotonic())
         if not isinstance(hello, Hello):
             raise ProtocolError("a link begins with a hello")
-        await agent.greet(hello)
+        if hello.version != VERSION:
+            reason = f"this broker speaks version {VERSION} of the link protocol"
+            await agent.say(agent.link.refuse(reason, OTHER_VERSION_SECONDS))
+            raise ProtocolError(f"{reason}, the agent version {hello.version}")
+        welcome = await agent.open(hello)
+        # Held before it is welcomed: what fails from here on is a link that is lost.
+        self._hold(agent)
+        await agent.say(welcome)
+
+    def _hold(self, agent: AgentSession) -> None:
         old = self._held.get(agent.server_id)
         if old is not None:
+            if old.link.epoch > agent.link.epoch:
+                raise Stale(f"the link of {agent.server_id} has been superseded")
             old.end()
         self._held[agent.server_id] = agent
 
@@ -254,7 +272,6 @@ class Links:
         await asyncio.gather(*self._partings, return_exceptions=True)
 
     async def _mark_lost(self, server_id: str, epoch: int) -> None:
-        await asyncio.sleep(self._grace_seconds)
         fleet = self._house.replica.fleet
 
         def decision() -> tuple[None, ChangeSet]:
@@ -264,33 +281,42 @@ class Links:
             lost = replace(link, up=False)
             return None, (Put(lost, fleet.revision_of(Link, server_id)),)
 
-        try:
-            await self._house.replica.decide(decision)
-        except (Stale, Unavailable):
-            log.warning("link.loss-not-written", extra={"server_id": server_id})
+        while True:
+            await asyncio.sleep(self._grace_seconds)
+            try:
+                await self._house.replica.decide(decision)
+            except Unavailable:
+                # Until it is written, the server counts as reachable.
+                log.warning("link.loss-not-written", extra={"server_id": server_id})
+                continue
+            except StoreFailed:
+                # This broker ends, which tells as much as a lost link.
+                pass
+            return
 
     def _spread(self, entries: Entries) -> None:
         """Wake the links that a change concerns; end those that another broker has taken."""
-        gone: set[str] = set()
+        gone = set()
         for entry in entries:
-            if isinstance(entry, Tombstone):
-                if entry.kind == "session":
-                    gone.add(entry.id)
-                continue
-            record = entry.record
-            if isinstance(record, Session):
-                for server_id in {record.server_id, *record.tried[-1:]}:
-                    self._wake(server_id)
-            elif isinstance(record, Report):
-                self._wake(record.server_id)
-            elif isinstance(record, Link):
-                held = self._held.get(record.id)
-                if held is not None and record.epoch > held.link.epoch:
-                    held.end()
+            if not isinstance(entry, Tombstone):
+                self._tell(entry.record)
+            elif entry.kind == "session":
+                gone.add(entry.id)
         if gone:
             for held in self._held.values():
                 if held.concerns(gone):
                     held.look_again()
+
+    def _tell(self, record: Record) -> None:
+        if isinstance(record, Session):
+            for server_id in {record.server_id, *record.tried[-1:]}:
+                self._wake(server_id)
+        elif isinstance(record, Report):
+            self._wake(record.server_id)
+        elif isinstance(record, Link):
+            held = self._held.get(record.id)
+            if held is not None and record.epoch > held.link.epoch:
+                held.end()
 
     def _wake(self, server_id: str | None) -> None:
         held = None if server_id is None else self._held.get(server_id)

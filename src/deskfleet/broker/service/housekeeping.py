@@ -66,7 +66,8 @@ class Housekeeping:
     async def beat(self, every_seconds: float) -> None:
         """Show that this broker lives, until cancelled."""
         while True:
-            await self._replica.decide(self._decide_beat)
+            with contextlib.suppress(Unavailable):
+                await self._replica.decide(self._decide_beat)
             await asyncio.sleep(every_seconds)
 
     async def retire(self) -> None:

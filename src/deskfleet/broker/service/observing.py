@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
 from deskfleet.core.change import ABSENT, Change, Check, Put
 from deskfleet.core.fleet import Fleet
@@ -86,7 +86,11 @@ def take_observed(
         if one.report.id in taken:
             continue
         taken.add(one.report.id)
-        report = replace(one.report, server_id=server_id)
+        report = replace(
+            one.report,
+            server_id=server_id,
+            last_disconnection_at=_instant(one.report.last_disconnection_at),
+        )
         session = fleet.session(report.id)
         if session is None:
             changes += _adopt(fleet, server_id, one, report, now)
@@ -122,12 +126,20 @@ def _adopt(
     session = Session(
         id=report.id,
         request=SessionRequest(name=running.name, owner=running.owner, type=running.type),
-        created_at=running.created_at or now,
+        created_at=_instant(running.created_at) or now,
         server_id=server_id,
         generation=report.generation,
         adopted=True,
     )
     return [Put(session, ABSENT), Put(report, fleet.revision_of(Report, report.id))]
+
+
+def _instant(told: datetime | None) -> datetime | None:
+    """Return an instant in UTC, None for one that the calendar of UTC doesn't reach."""
+    try:
+        return None if told is None else told.astimezone(UTC)
+    except OverflowError:
+        return None
 
 
 def desires(fleet: Fleet, server_id: str, observed: Sequence[Observed]) -> tuple[Desire, ...]:

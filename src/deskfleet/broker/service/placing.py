@@ -20,7 +20,7 @@ from deskfleet.core import session as sessions
 from deskfleet.core.change import ABSENT, Change, ChangeSet, Put
 from deskfleet.core.placement import Placement, Refusal, Tally, place
 from deskfleet.core.records import Server, Session, SessionRequest
-from deskfleet.errors import RequirementsInvalid, Unavailable
+from deskfleet.errors import RequirementsInvalid, StoreFailed, Unavailable
 from deskfleet.ports import Clock, Ids
 
 Outcome: TypeAlias = Session | Refusal
@@ -79,10 +79,12 @@ class Placing:
         newcomers = [waiter.session for waiter in batch]
         try:
             outcomes = await self._replica.decide(lambda: self._decide(newcomers))
-        except Unavailable as error:
+        except (Unavailable, StoreFailed) as error:
             for waiter in batch:
                 if not waiter.placed.done():
                     waiter.placed.set_exception(error)
+            if isinstance(error, StoreFailed):
+                raise
             # Sessions in the queue lost the same race: look again soon.
             asyncio.get_running_loop().call_later(0.1, self.look_again)
             return
@@ -97,7 +99,9 @@ class Placing:
         for session in self._replica.fleet.waiting():
             if now - session.created_at >= self._limits.wait:
                 decision.write(sessions.end(session, now, "no place came free in time"))
-            elif decision.place(session) is None or session.request.enqueue:
+            elif decision.place(session) is None:
+                continue
+            elif session.request.enqueue:
                 room -= 1
             else:
                 decision.write(sessions.end(session, now, session.reason))

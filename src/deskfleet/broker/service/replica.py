@@ -13,10 +13,10 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeAlias, TypeVar
 
-from deskfleet.core.change import ChangeSet, Drop, Put, Stored, Tombstone
+from deskfleet.core.change import ABSENT, ChangeSet, Drop, Put, Stored, Tombstone
 from deskfleet.core.fleet import Fleet
 from deskfleet.core.records import Revision
-from deskfleet.errors import Compacted, Stale, Unavailable
+from deskfleet.errors import Compacted, Stale, StoreFailed, Unavailable
 
 Entries: TypeAlias = Sequence[Stored | Tombstone]
 Listener: TypeAlias = Callable[[Entries], None]
@@ -36,6 +36,8 @@ class Commits(Protocol):
     async def commit(self, change_set: ChangeSet) -> Revision: ...
 
     async def compact(self, before: Revision) -> None: ...
+
+    def glance(self) -> Revision | None: ...
 
 
 class Replica:
@@ -58,6 +60,9 @@ class Replica:
 
     async def catch_up(self) -> None:
         since = self.fleet.revision
+        # A read on a fleet at rest, the usual case, needs no trip to the store's thread.
+        if self._commits.glance() == since:
+            return
         try:
             revision, entries = await self._commits.changes(since)
         except Compacted:
@@ -69,8 +74,10 @@ class Replica:
     async def commit(self, change_set: ChangeSet) -> Revision:
         """Write a change set and take it in. Raises `Stale` when a precondition no longer holds."""
         revision = await self._commits.commit(change_set)
-        if revision == self.fleet.revision + 1:
-            self._take(revision, _entries(change_set, revision))
+        entries = _entries(change_set, revision)
+        # What writes nothing has no revision of its own: the one returned may be another's.
+        if entries and revision == self.fleet.revision + 1:
+            self._take(revision, entries)
         elif revision > self.fleet.revision:
             await self.catch_up()
         for told in self._after_commit:
@@ -101,7 +108,12 @@ class Replica:
 
     async def _reload(self) -> None:
         """Start over: this replica was away for too long, or the store was set back to a backup."""
+        since = self.fleet.revision
         revision, entries = await self._commits.load()
+        if revision < since:
+            # Restored from a backup, say. What was answered since then can't be taken back, so
+            # nothing may be answered from it.
+            raise StoreFailed("the store has gone back in time; start this broker anew")
         fresh = {entry.key for entry in entries}
         gone = [Tombstone(revision, *key) for key in self.fleet.all_keys() if key not in fresh]
         self.fleet.clear()
@@ -122,6 +134,6 @@ def _entries(change_set: ChangeSet, revision: Revision) -> list[Stored | Tombsto
     for change in change_set:
         if isinstance(change, Put):
             entries.append(Stored(revision, change.record))
-        elif isinstance(change, Drop):
+        elif isinstance(change, Drop) and change.expect != ABSENT:
             entries.append(Tombstone(revision, change.kind, change.id))
     return entries

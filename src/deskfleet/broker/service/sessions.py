@@ -7,23 +7,27 @@ What is decided is committed before the answer; nothing here waits for a server.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 from deskfleet.broker.service.access import Access, Audience
 from deskfleet.broker.service.liveness import Liveness
 from deskfleet.broker.service.placing import Outcome, Placing
 from deskfleet.broker.service.replica import Replica
+from deskfleet.broker.service.showing import Showing
 from deskfleet.core import permissions
 from deskfleet.core import session as rules
 from deskfleet.core.change import Change, ChangeSet, Drop, Put
 from deskfleet.core.fleet import Place, place_of
-from deskfleet.core.placement import Refusal
+from deskfleet.core.placement import Refusal, parse_once
 from deskfleet.core.records import Facts, Report, Session, SessionRequest
 from deskfleet.core.session import Seen, Stage, State
-from deskfleet.errors import Conflict, Missing, PermissionsInvalid
+from deskfleet.errors import Conflict, Missing, PermissionsInvalid, RequirementsInvalid
 from deskfleet.ports import Clock
+
+T = TypeVar("T")
 
 NO_SUCH_SESSION = "The requested dcvSession does not exist"
 """Compared by clients, letter by letter."""
@@ -77,11 +81,10 @@ class Sessions:
         return list(await asyncio.gather(*(self._create(request) for request in requests)))
 
     async def _create(self, request: SessionRequest) -> Outcome:
-        if request.permissions_file is not None:
+        refusal = _check_requirements(request.requirements)
+        if refusal is None and request.permissions_file is not None:
             refusal = _check_permissions(request.permissions_file)
-            if refusal is not None:
-                return refusal
-        return await self._placing.create(request)
+        return refusal or await self._placing.create(request)
 
     def view(self, session: Session) -> SessionView:
         report = self._fleet.report(session.id)
@@ -96,6 +99,10 @@ class Sessions:
             facts=None if server_id is None else self._fleet.facts(server_id),
         )
 
+    def showing(self, make: Callable[[SessionView], T]) -> Showing[T]:
+        """Keep what `make` makes of sessions until their views change."""
+        return Showing(self._replica, self._liveness, lambda session: make(self.view(session)))
+
     def select(
         self,
         ids: Collection[str],
@@ -103,32 +110,31 @@ class Sessions:
         tags: Collection[tuple[str, str]],
         after: Place | None = None,
     ) -> Iterator[Session]:
-        """Yield the sessions after a place that match all that is given, oldest first.
+        """Find the sessions after a place that match all that is given, oldest first.
 
-        The caller has caught up.
+        The caller has caught up, and lets nothing happen until it has taken what it wants.
         """
-        for session in self._candidates(ids, owners, after):
-            if all(session.request.owner == owner for owner in owners) and all(
-                self._has_tag(session, key, value) for key, value in tags
-            ):
-                yield session
+        candidates = self._candidates(ids, owners, after)
+        if not owners and not tags:
+            return candidates
+        return (
+            session
+            for session in candidates
+            if all(session.request.owner == owner for owner in owners)
+            and all(self._has_tag(session, key, value) for key, value in tags)
+        )
 
     def _candidates(
         self, ids: Collection[str], owners: Collection[str], after: Place | None
     ) -> Iterator[Session]:
         if not ids and not owners:
-            for id in self._fleet.listed(Session, after):
-                session = self._fleet.session(id)
-                if session is not None:
-                    yield session
-            return
+            return self._fleet.sessions_after(after)
         if ids:
             found = [session for id in set(ids) if (session := self._fleet.session(id))]
         else:
             found = list(self._fleet.sessions_of(next(iter(owners))))
-        yield from sorted(
-            (one for one in found if after is None or place_of(one) > after), key=place_of
-        )
+        later = (one for one in found if after is None or place_of(one) > after)
+        return iter(sorted(later, key=place_of))
 
     def _has_tag(self, session: Session, key: str, value: str) -> bool:
         facts = None if session.server_id is None else self._fleet.facts(session.server_id)
@@ -236,6 +242,14 @@ class Sessions:
         # A foreign session looks like one that doesn't exist.
         session = self._fleet.session(session_id)
         return session if session is not None and session.request.owner == owner else None
+
+
+def _check_requirements(requirements: str | None) -> Refusal | None:
+    try:
+        parse_once(requirements or "")
+    except RequirementsInvalid as error:
+        return Refusal(error.message)
+    return None
 
 
 def _check_permissions(permissions_file: str) -> Refusal | None:

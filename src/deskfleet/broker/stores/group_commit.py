@@ -70,6 +70,12 @@ class GroupCommit:
         self._ring()
         return await future
 
+    def glance(self) -> Revision | None:
+        """Return the newest revision as of now where it can be told at once, None otherwise."""
+        if self._failed is not None or self._closed is not None:
+            return None
+        return self._store.glance()
+
     async def load(self) -> tuple[Revision, Sequence[Stored]]:
         """Return everything, as of one revision after this call."""
         return await self._call(self._load)

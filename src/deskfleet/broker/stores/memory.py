@@ -74,6 +74,9 @@ class MemoryStore:
                 del self._rows[key]
             self._floor = max(self._floor, *gone.values(), ABSENT)
 
+    def glance(self) -> Revision | None:
+        return self._revision
+
     def close(self) -> None:
         """Change nothing: the rows live as long as the object."""
 

@@ -86,10 +86,14 @@ class SqlStore:
                 connection.execute(schema.drop_tombstones, {"before": before})
                 connection.execute(schema.raise_floor, {"value": last})
 
+    def glance(self) -> Revision | None:
+        return None if self._ended is not None else self._database.glance()
+
     def close(self) -> None:
         with self._lock:
             if self._ended is None:
                 self._ended = "the store is closed"
+            self._database.close()
             with suppress(DBAPIError):
                 self._connection.close()
                 self._connection.engine.dispose()

@@ -19,6 +19,7 @@ from deskfleet.errors import (
     Missing,
     ProtocolError,
     Stale,
+    StoreFailed,
     Unauthenticated,
     Unavailable,
 )
@@ -39,7 +40,7 @@ class Agents:
         self._house = house
 
     async def validate_token(self, request: Request) -> Response:
-        """Answer the verifier protocol of desktop servers: form in, XML out, always 200."""
+        """Answer the verifier protocol of desktop servers: form in, XML out; a no is a 200, too."""
         try:
             form = parse_qs((await body_of(request, MAX_FORM_BYTES)).decode(), max_num_fields=20)
         except (UnicodeDecodeError, ValueError):
@@ -64,28 +65,34 @@ class Agents:
         """Serve one agent link from its hello to its end."""
         try:
             server_id = await self._house.access.server_id(_bearer(socket))
-        except Unauthenticated:
+        except (Unauthenticated, Unavailable, StoreFailed):
+            # Before a link is accepted, a close of any code is the answer 403.
             await socket.close(POLICY_VIOLATION)
             return
         await socket.accept()
 
         async def send(message: FromBroker) -> None:
-            await asyncio.wait_for(socket.send_text(encode(message).decode()), SEND_SECONDS)
+            try:
+                await asyncio.wait_for(socket.send_text(encode(message).decode()), SEND_SECONDS)
+            except (WebSocketDisconnect, RuntimeError, OSError) as error:
+                raise Unavailable("the server was lost meanwhile") from error
 
         agent = self._house.links.new(server_id, send)
         try:
             await self._serve(socket, agent)
         except (ProtocolError, Stale) as error:
             log.warning("link.refused", extra={"server_id": server_id, "reason": error.message})
-        except (WebSocketDisconnect, TimeoutError, ConnectionError, Unavailable):
+        except (WebSocketDisconnect, TimeoutError, ConnectionError, Unavailable, StoreFailed):
             log.info("link.cut", extra={"server_id": server_id})
+        except Exception:
+            log.exception("link.failed", extra={"server_id": server_id})
         finally:
             self._house.links.part(agent)
             with contextlib.suppress(RuntimeError, WebSocketDisconnect):
                 await socket.close(GOING_AWAY)
 
     async def _serve(self, socket: WebSocket, agent: AgentSession) -> None:
-        first = await asyncio.wait_for(socket.receive_text(), HELLO_SECONDS)
+        first = await asyncio.wait_for(_text(socket), HELLO_SECONDS)
         await self._house.links.greet(agent, decode_from_agent(first))
         tasks = [
             asyncio.create_task(self._hear(socket, agent)),
@@ -105,7 +112,7 @@ class Agents:
         silence = agent.link.heartbeat_seconds
         while True:
             try:
-                text = await asyncio.wait_for(socket.receive_text(), silence)
+                text = await asyncio.wait_for(_text(socket), silence)
             except TimeoutError:
                 if agent.link.is_silent(self._house.clock.monotonic()):
                     raise ProtocolError("the agent is silent") from None
@@ -120,6 +127,13 @@ def _bearer(socket: WebSocket) -> str:
     if scheme.lower() != "bearer":
         raise Unauthenticated
     return token.strip()
+
+
+async def _text(socket: WebSocket) -> str:
+    try:
+        return await socket.receive_text()
+    except KeyError as error:
+        raise ProtocolError("a message must be text") from error
 
 
 def _verdict(result: str, inner: str) -> Response:

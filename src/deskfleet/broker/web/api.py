@@ -16,7 +16,7 @@ from deskfleet.broker.service.screenshots import Wish
 from deskfleet.broker.service.servers import Closing, Failure
 from deskfleet.broker.service.sessions import Deletion, PermissionsUpdate, SessionView
 from deskfleet.broker.web import rendering, shapes
-from deskfleet.broker.web.bodies import decode_body, to_request
+from deskfleet.broker.web.bodies import MAX_NAME_BYTES, decode_body, to_request
 from deskfleet.broker.web.limits import body_of
 from deskfleet.core.fleet import place_of
 from deskfleet.core.placement import Refusal
@@ -44,6 +44,7 @@ class Api:
         self._house = house
         self._defaults = defaults
         self._server_shapes: dict[str, tuple[Facts, shapes.Server]] = {}
+        self._rows = house.sessions.showing(lambda view: rendering.row(self._session(view)))
 
     async def describe_sessions(self, request: Request) -> Response:
         asked = decode_body(await body_of(request), shapes.DescribeSessionsRequestData)
@@ -54,11 +55,11 @@ class Api:
         await house.replica.catch_up()
         rows = house.sessions.select(asked.session_ids or (), owners, tags, after)
         page, token = house.paging.page(rows, asked.max_results or PAGE, query, place_of)
-        view = house.sessions.view
+        row = self._rows.of
         return self._answer(
-            shapes.DescribeSessionsResponse(
+            rendering.SessionRows(
                 request_id=house.ids.uuid(),
-                sessions=[self._session(view(session)) for session in page],
+                sessions=[row(session) for session in page],
                 next_token=token,
             )
         )
@@ -183,6 +184,9 @@ class Api:
 
     async def get_session_connection_data(self, request: Request) -> Response:
         session_id, user = request.path_params["sessionId"], request.path_params["user"]
+        if not user.isprintable() or not 0 < len(user.encode()) <= MAX_NAME_BYTES:
+            # It travels in a token and in XML, and is nobody's name.
+            raise Invalid("the user is empty, too long, or holds characters that can't be printed")
         view, token = await self._house.sessions.connect(session_id, user)
         return self._answer(
             shapes.GetSessionConnectionDataResponse(

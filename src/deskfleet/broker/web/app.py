@@ -7,7 +7,7 @@ anything is read; what happened is logged in one line.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from starlette.applications import Starlette
@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, WebSocketRoute
 from starlette.routing import Route as StarletteRoute
+from starlette.types import Receive, Scope, Send
 
 from deskfleet.broker.service.access import Access, Audience
 from deskfleet.broker.service.house import House
@@ -33,27 +34,52 @@ CLIENT_CLOSED = 499
 """Nobody reads it; the line in the log says why there is no answer."""
 
 
-def client_app(house: House, defaults: Defaults) -> Starlette:
+class Door:
+    """One door as an ASGI application: a path without parameters is found in one step.
+
+    All else is Starlette's to find: parameters, WebSockets, and what is not there.
+    """
+
+    def __init__(self, fixed: Mapping[tuple[str, str], Endpoint], starlette: Starlette) -> None:
+        self._fixed = fixed
+        self._starlette = starlette
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        endpoint = self._fixed.get((scope.get("method", ""), scope["path"]))
+        if endpoint is None:
+            await self._starlette(scope, receive, send)
+        else:
+            response = await endpoint(Request(scope, receive, send))
+            await response(scope, receive, send)
+
+
+def client_app(house: House, defaults: Defaults) -> Door:
     routes = client_routes(Api(house, defaults), OAuth(house.access), Pages(house.replica))
     return _app(house, routes)
 
 
-def agent_app(house: House) -> Starlette:
+def agent_app(house: House) -> Door:
     agents = Agents(house)
     routes = agent_routes(agents, OAuth(house.access), Peers(house), Pages(house.replica))
     return _app(house, routes, WebSocketRoute("/agent/link", agents.link))
 
 
-def _app(house: House, routes: Iterable[Route], *more: BaseRoute) -> Starlette:
+def _app(house: House, routes: Iterable[Route], *more: BaseRoute) -> Door:
+    guarded = {(route.method, route.path): _guard(house, route) for route in routes}
     served = [
-        StarletteRoute(route.path, _guard(house, route), methods=[route.method]) for route in routes
+        StarletteRoute(path, endpoint, methods=[method])
+        for (method, path), endpoint in guarded.items()
     ]
     # The exception handlers are for what happens outside of a route.
     handlers: dict[Any, Any] = {
         404: lambda request, error: refusal(404, "there is nothing at this path"),
         405: lambda request, error: refusal(405, "this path has another method", error.headers),
     }
-    return Starlette(routes=[*served, *more], exception_handlers=handlers)
+    app = Starlette(routes=[*served, *more], exception_handlers=handlers)
+    # A slash too many makes another path; a redirect would name a host that a client chose.
+    app.router.redirect_slashes = False
+    fixed = {where: endpoint for where, endpoint in guarded.items() if "{" not in where[1]}
+    return Door(fixed, app)
 
 
 def _guard(house: House, route: Route) -> Endpoint:
@@ -90,7 +116,7 @@ async def _caller(house: House, caller: Caller, request: Request) -> str | None:
     try:
         return _known_caller(house.access, caller, request)
     except Unauthenticated:
-        if "authorization" not in request.headers:
+        if _authorization(request) is None:
             raise
         # The client, or the key, may be news from another broker.
         await house.replica.catch_up()
@@ -100,7 +126,7 @@ async def _caller(house: House, caller: Caller, request: Request) -> str | None:
 def _known_caller(access: Access, caller: Caller, request: Request) -> str | None:
     if caller is Caller.ANYBODY:
         return None
-    header = request.headers.get("authorization")
+    header = _authorization(request)
     if header is None:
         raise Unauthenticated
     scheme, _, token = header.partition(" ")
@@ -110,6 +136,14 @@ def _known_caller(access: Access, caller: Caller, request: Request) -> str | Non
         access.verify(Audience.BROKER, token.strip())
         return "broker"
     return access.api_client(token.strip()).id
+
+
+def _authorization(request: Request) -> str | None:
+    # Looked up in the bare scope: Starlette would wrap and decode all headers for this one.
+    for name, value in request.scope["headers"]:
+        if name == b"authorization":
+            return str(value, "latin-1")
+    return None
 
 
 def _log(route: Route, caller: str | None, status: int, seconds: float) -> None:

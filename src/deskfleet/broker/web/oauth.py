@@ -42,7 +42,6 @@ class Registered(msgspec.Struct):
 
     client_id: str
     client_secret: str
-    client_id_issued_at: int
     client_secret_expires_at: int = 0
     grant_types: tuple[str, ...] = ("client_credentials",)
     token_endpoint_auth_method: str = "client_secret_basic"  # noqa: S105
@@ -76,7 +75,6 @@ class OAuth:
         body = Registered(
             client_id=credentials.client_id,
             client_secret=credentials.client_password,
-            client_id_issued_at=0,
         )
         return _secret(msgspec.json.encode(body), status=201)
 

@@ -75,7 +75,7 @@ class PeerClient:
             await self._http.post(
                 f"{broker.url}/broker/poke", headers=self._headers(), timeout=POKE_SECONDS
             )
-        except httpx.HTTPError:
+        except (httpx.HTTPError, httpx.InvalidURL):
             # It finds out at its next poll.
             log.debug("poke.lost", extra={"broker_id": broker.id})
 
@@ -89,7 +89,7 @@ class PeerClient:
             )
             response.raise_for_status()
             answer = msgspec.json.decode(response.content, type=ShotAnswer)
-        except (httpx.HTTPError, msgspec.DecodeError) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, msgspec.DecodeError) as error:
             raise Unavailable("the session's broker can't be reached") from error
         return answer.pictures if answer.reason is None else Refusal(answer.reason)
 

@@ -21,6 +21,18 @@ from deskfleet.ports import Picture
 _encoder = msgspec.json.Encoder()
 
 
+class SessionRows(shapes.Answer, frozen=True):
+    """A `DescribeSessionsResponse` whose sessions have been encoded before."""
+
+    request_id: str
+    sessions: Sequence[msgspec.Raw]
+    next_token: str | None = None
+
+
+def row(session: shapes.Session) -> msgspec.Raw:
+    return msgspec.Raw(_encoder.encode(session))
+
+
 def encode(answer: shapes.Answer) -> bytes:
     return _encoder.encode(answer)
 

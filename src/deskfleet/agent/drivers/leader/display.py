@@ -1,7 +1,7 @@
 """The leader's X display: a number that is its own, and a cookie that guards it."""
 
 # Importing pathlib would cost every session 10 ms.
-# ruff: noqa: PTH108
+# ruff: noqa: PTH108, PTH123
 from __future__ import annotations
 
 import os
@@ -58,6 +58,7 @@ class Display:
                 return False
         except FileNotFoundError:
             pass
+        remove_stale_lock(lock_path(number))
         mine = f"/tmp/.tX{number}-{os.getpid()}"  # noqa: S108 - created exclusively, then linked
         descriptor = os.open(mine, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
@@ -78,6 +79,22 @@ class Display:
             except OSError:
                 continue
         self._guard.close()
+
+
+def remove_stale_lock(path: str) -> None:
+    """Remove a lock of this user's whose process is dead, as X servers do.
+
+    Whoever holds the abstract name of the display is alone in doing so.
+    """
+    try:
+        with open(path, "rb") as lock:
+            pid = int(lock.read(11))
+        if os.lstat(path).st_uid == os.getuid():
+            os.kill(pid, 0)
+    except ProcessLookupError:
+        os.unlink(path)
+    except (OSError, ValueError):
+        return
 
 
 def lock_path(number: int) -> str:
