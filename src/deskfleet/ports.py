@@ -74,7 +74,7 @@ class Running(Frozen, frozen=True):
     name: str = ""
     created_at: Instant | None = None
     connections: int | None = None
-    """Live client connections, where the driver itself serves them; None where the entrance does."""
+    """Live client connections; None where the entrance, not the driver, serves them."""
     last_disconnection_at: Instant | None = None
 
 

@@ -40,9 +40,9 @@ def test_every_route_is_documented(route: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [BrokerSettings, AgentSettings])
-def test_every_setting_is_documented(kind: type[BrokerSettings] | type[AgentSettings]) -> None:
+def test_every_setting_is_documented(kind: type[BrokerSettings | AgentSettings]) -> None:
     for name, default, meaning in describe(kind):
-        assert f"| `{name}` | {default or '–'} | {meaning} |" in SETTINGS, name
+        assert f"| `{name}` | {default or 'none'} | {meaning} |" in SETTINGS, name
 
 
 def test_no_setting_is_documented_that_is_gone() -> None:

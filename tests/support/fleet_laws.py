@@ -22,7 +22,6 @@ from deskfleet.core.records import (
     Phase,
     Report,
     Revision,
-    Server,
     Session,
     Type,
 )
@@ -79,9 +78,12 @@ class Auditor:
         self._check_fence(author, change_set, fence)
         for change in writes:
             self._check(author, change, change_set, fence)
+        placed = self._newly_placed(writes)
         for change in writes:
             self.truth.apply(_entry(change, revision))
         self._check_result(writes)
+        for session in placed:
+            self._check_place(session)
 
     # What a change set may write
 
@@ -215,6 +217,17 @@ class Auditor:
 
     # What must hold afterwards
 
+    def _newly_placed(self, writes: Iterable[Change]) -> list[Session]:
+        new = [change.record for change in writes if isinstance(change, Put)]
+        return [
+            session
+            for session in new
+            if isinstance(session, Session)
+            and stage(session) is Stage.PLACED
+            and not session.adopted
+            and ((old := self.truth.session(session.id)) is None or stage(old) is Stage.WAITING)
+        ]
+
     def _check_result(self, writes: Iterable[Change]) -> None:
         for change in writes:
             if not isinstance(change, Put):
@@ -222,8 +235,6 @@ class Auditor:
             record = change.record
             if isinstance(record, Session | Report):
                 self._check_state(record.id)
-            if isinstance(record, Server):
-                self._check_seats(record)
             if isinstance(record, Report):
                 known = self.truth.session(record.id) is not None
                 self._must(known, f"a report of {record.id} stands alone")
@@ -237,24 +248,25 @@ class Auditor:
         self._must(FORWARD[state] >= FORWARD[before], f"{id} goes back from {before} to {state}")
         self._state[id] = state
 
-    def _check_seats(self, server: Server) -> None:
-        """Check a server that has just been placed on, or opened, or closed."""
-        sessions = list(self.truth.sessions_on(server.id))
-        if all(session.adopted for session in sessions):
+    def _check_place(self, session: Session) -> None:
+        """Check the seats of a session that has just been placed, and of those beside it."""
+        server = self.truth.server(session.server_id or "")
+        facts = self.truth.facts(session.server_id or "")
+        if server is None or facts is None:
+            self._must(server is not None, f"{session.id} is placed on a forgotten server")
             return
-        console = sum(session.request.type is Type.CONSOLE for session in sessions)
-        owners = [
-            session.request.owner for session in sessions if session.request.type is Type.VIRTUAL
-        ]
-        newest = [session for session in sessions if not session.adopted]
-        facts = self.truth.facts(server.id)
-        if facts is None or len(newest) != len(sessions):
-            return
-        self._must(console <= 1, f"{server.id} has {console} console sessions")
-        self._must(not (console and owners), f"{server.id} has both kinds of sessions")
-        self._must(len(owners) <= facts.max_virtual_sessions, f"{server.id} is over-full")
-        most = max((owners.count(owner) for owner in owners), default=0)
-        self._must(most <= facts.max_sessions_per_user, f"{server.id}: {most} for one owner")
+        self._must(server.open, f"{session.id} is placed on {server.id}, which is closed")
+        beside = [one.request for one in self.truth.sessions_on(server.id)]
+        consoles = [one for one in beside if one.type is Type.CONSOLE]
+        virtual = [one for one in beside if one.type is Type.VIRTUAL]
+        owned = [one for one in virtual if one.owner == session.request.owner]
+        self._must(len(consoles) <= 1, f"{server.id} has {len(consoles)} console sessions")
+        self._must(not (consoles and virtual), f"{server.id} has both kinds of sessions")
+        self._must(len(virtual) <= facts.max_virtual_sessions, f"{server.id} is over-full")
+        self._must(
+            len(owned) <= facts.max_sessions_per_user or session.request.type is Type.CONSOLE,
+            f"{server.id} has {len(owned)} sessions of {session.request.owner}",
+        )
 
 
 def _fence(change_set: ChangeSet) -> str | None:

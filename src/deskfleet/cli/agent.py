@@ -63,8 +63,7 @@ def run_agent(
         )
         async with agent_main.running(settings) as running:
             typer.echo(
-                f"agent ready: server {running.server_id}, desktops on port"
-                f" {running.desktop_port}",
+                f"agent ready: server {running.server_id}, desktops on port {running.desktop_port}",
                 err=True,
             )
             await stop.wait()

@@ -75,7 +75,7 @@ def failing_well() -> Iterator[None]:
 def log_to(stream: TextIO | None, level: str, file: Path | None = None) -> None:
     """Log to a stream, or by default to standard error: readable there, JSON elsewhere."""
     if file is not None:
-        stream = open(file, "a", encoding="utf-8", opener=_private)  # noqa: PTH123, SIM115 - modes
+        stream = open(file, "a", encoding="utf-8", opener=_private)  # noqa: SIM115 - it lives as long as the program
     elif stream is None:
         stream = sys.stderr
     configure_logging(level, stream, json=not stream.isatty())

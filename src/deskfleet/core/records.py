@@ -158,7 +158,7 @@ class Gpu(Frozen, frozen=True):
 
 
 class Host(Frozen, frozen=True):
-    """The machine under a server. Sizes are bytes; loads are the usual 1, 5 and 15 minute averages."""
+    """The machine under a server. Sizes are bytes; loads are averages of 1, 5 and 15 minutes."""
 
     os: Os
     memory_total: Int64

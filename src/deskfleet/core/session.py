@@ -118,7 +118,7 @@ def end(session: Session, at: datetime, reason: str | None) -> Session:
 
 
 def delete(session: Session, at: datetime) -> Session:
-    """Do what a client's delete asks for: a session that waits ends here, another one is stopped."""
+    """Do what a client's delete asks for: a waiting session ends here, another one is stopped."""
     if stage(session) is Stage.WAITING:
         return end(session, at, "deleted while it waited for a place")
     return session if stage(session) is Stage.STOPPING else stop(session)

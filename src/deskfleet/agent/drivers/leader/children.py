@@ -39,6 +39,15 @@ def _children(pid: int) -> list[int]:
     return found
 
 
+def lives(pid: int) -> bool:
+    """Return whether a process is there and not just waiting to be reaped."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stat:
+            return stat.read().rpartition(b")")[2].split()[0] not in {b"Z", b"X"}
+    except OSError:
+        return False
+
+
 def reaped() -> list[tuple[int, int]]:
     """Return every child that has ended since the last call, with its wait status."""
     found: list[tuple[int, int]] = []

@@ -8,6 +8,7 @@ import os
 import socket
 import struct
 
+from .children import lives
 from .ended import Ended
 
 X_SOCKETS = "/tmp/.X11-unix/X"  # noqa: S108 - where every X client looks
@@ -89,10 +90,8 @@ def remove_stale_lock(path: str) -> None:
     try:
         with open(path, "rb") as lock:
             pid = int(lock.read(11))
-        if os.lstat(path).st_uid == os.getuid():
-            os.kill(pid, 0)
-    except ProcessLookupError:
-        os.unlink(path)
+        if os.lstat(path).st_uid == os.getuid() and not lives(pid):
+            os.unlink(path)
     except (OSError, ValueError):
         return
 

@@ -1,0 +1,402 @@
+"""A whole fleet in one event loop: brokers, agents, hosts, lines, and all that befalls them.
+
+Everything that decides is the real thing; what is fake is the wire, the driver, the time, and the
+call of the store. The methods are what a test may let happen; after each, `check` raises
+`LawBroken` where any law has been broken. `heal` ends all faults, and then the fleet must come to
+rest: every session where it belongs, nothing running that nobody wants.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from deskfleet.broker.stores.memory import MemoryStore
+from deskfleet.core.fleet import Fleet
+from deskfleet.core.records import Broker, Link, Phase, Report, Session, Type
+from deskfleet.core.session import Stage, is_about, replace, stage
+from deskfleet.errors import StoreFailed
+from deskfleet.ports import Running
+from support import fake_hosts
+from support.fake_brokers import QUEUE, BrokerNode
+from support.fake_hosts import Agent, Host, facts_of
+from support.fake_wire import AgentEnd, Line
+from support.fleet_laws import Auditor, LawBroken, Verdict, portrait
+from support.virtual_time import VirtualClock, VirtualLoop
+
+SLOTS = ("b1", "b2", "b3")
+SERVERS = (
+    ("alpha", "a", 2, 1, (Type.VIRTUAL,)),
+    ("beta", "a", 3, 2, (Type.VIRTUAL, Type.CONSOLE)),
+    ("gamma", "b", 1, 1, (Type.VIRTUAL, Type.CONSOLE)),
+)
+REST_SECONDS = 420.0
+"""Within so much time all faults are forgotten: the longest wait between two attempts of an agent,
+the queue's limit, and a full report, one after the other."""
+
+
+class CountedIds:
+    def __init__(self) -> None:
+        self._count = 0
+
+    def uuid(self) -> str:
+        self._count += 1
+        return f"id-{self._count}"
+
+    def secret(self) -> str:
+        return self.uuid()
+
+
+class World:
+    def __init__(self, folder: Path, *, brokers: int = 2, servers: int = 3) -> None:
+        self.loop = VirtualLoop()
+        self.store = MemoryStore()
+        self.verdict = Verdict()
+        self.auditor = Auditor(self.verdict, self.is_linked)
+        self.ids = CountedIds()
+        self.slots = SLOTS[:brokers]
+        self.brokers: dict[str, BrokerNode] = {}
+        self.lines: list[Line] = []
+        self.agents: dict[str, Agent] = {}
+        self._runs: dict[str, asyncio.Task[None]] = {}
+        self._lives = 0
+        self._foreign = 0
+        self.hosts = {
+            server[0]: Host(facts_of(*server), folder, self.verdict)
+            for server in SERVERS[:servers]
+        }
+        for slot in self.slots:
+            self.start_broker(slot)
+        self.loop.settle()
+        for host in self.hosts:
+            self.start_agent(host)
+        self.loop.advance(1)
+
+    def close(self) -> None:
+        for node in self.brokers.values():
+            node.commits.paused = True
+        for name in list(self.agents):
+            self.kill_agent(name)
+        for name in list(self.loop.tasks):
+            self.loop.kill(name)
+        self.loop.close()
+
+    # Brokers
+
+    def start_broker(self, slot: str) -> None:
+        if slot in self.brokers:
+            return
+        self._lives += 1
+        skew = (-3600.0, 0.0, 7200.0)[self._lives % 3] if self._lives > len(SLOTS) else 0.0
+        node = BrokerNode(
+            name=f"{slot}-{self._lives}",
+            url=slot,
+            loop=self.loop,
+            store=self.store,
+            witness=self.auditor,
+            clock=VirtualClock(self.loop, skew / 3600),
+            ids=self.ids,
+            poke=self._poke,
+        )
+        self.brokers[slot] = node
+        self._runs[slot] = self.loop.begin(node.name, node.run())
+
+    def crash_broker(self, slot: str, *, silently: bool) -> None:
+        """End a broker at once; `silently`: its machine is gone, and nobody is told."""
+        node = self.brokers.pop(slot, None)
+        if node is None:
+            return
+        node.commits.paused = True
+        for line in self._lines_of(node):
+            line.cut(agent=not silently)
+        self.loop.kill(node.name)
+        self._bury(self._runs.pop(slot))
+
+    def stop_broker(self, slot: str) -> None:
+        """End a broker in good order."""
+        node = self.brokers.get(slot)
+        if node is None:
+            return
+        self.resume_broker(slot)
+        self.loop.settle()
+        self.loop.begin(node.name, node.retire())
+        self.loop.advance(0.1)
+        self.crash_broker(slot, silently=False)
+
+    def pause_broker(self, slot: str) -> None:
+        node = self.brokers.get(slot)
+        if node is not None:
+            node.commits.paused = True
+            for line in self._lines_of(node):
+                line.up.held = line.down.held = True
+
+    def resume_broker(self, slot: str) -> None:
+        node = self.brokers.get(slot)
+        if node is not None:
+            node.commits.resume()
+            for line in self._lines_of(node):
+                line.flush()
+
+    async def _poke(self, broker: Broker) -> None:
+        node = self.brokers.get(broker.url)
+        if node is not None and not node.commits.paused:
+            node.housekeeping.poke()
+
+    def _bury(self, run: asyncio.Task[None]) -> None:
+        """Look at what a broker died of."""
+        if run.cancelled() or (death := run.exception()) is None:
+            return
+        store_failed, unknown = None, death
+        if isinstance(death, BaseExceptionGroup):
+            store_failed, unknown = death.split(StoreFailed)
+        elif isinstance(death, StoreFailed):
+            unknown = None
+        self.verdict.must(unknown is None, f"a broker died of {unknown!r} {store_failed!r}")
+
+    # Agents
+
+    def start_agent(self, name: str, *, first: str | None = None) -> None:
+        if name in self.agents:
+            return
+        agent = Agent(self.hosts[name], self._clock(name), self.slots)
+        if first is not None:
+            agent.door.prefer(first)
+        self.agents[name] = agent
+        self.loop.begin(name, agent.run())
+
+    def kill_agent(self, name: str, *, finish: bool = False) -> None:
+        agent = self.agents.pop(name, None)
+        if agent is None:
+            return
+        held = [line for line in self.lines if line.server_id == name and line.up.held]
+        fake_hosts.kill(self.loop, agent, finish=finish, clock=self._clock(name))
+        for line in self.lines:
+            if line.server_id == name and line not in held:
+                line.hang_up()
+
+    def stop_agent(self, name: str) -> None:
+        agent = self.agents.get(name)
+        if agent is None:
+            return
+        ended = self.loop.begin(name, agent.stop())
+        self.loop.settle()
+        self.verdict.must(ended.done(), f"the agent of {name} does not end")
+        self.verdict.must(
+            not self.hosts[name].starting, f"the agent of {name} leaves a start behind"
+        )
+        del self.agents[name]
+        agent.driver.dead = True
+        self.loop.kill(name)
+
+    def reboot(self, name: str) -> None:
+        self.kill_agent(name)
+        self.hosts[name].power_cycle()
+
+    def end_session(self, name: str, session_id: str) -> None:
+        """Let a session die by itself, seen by the agent or not."""
+        agent = self.agents.get(name)
+        if agent is not None:
+            agent.driver.end(session_id, "it died")
+        else:
+            self.hosts[name].running.pop(session_id, None)
+
+    def begin_foreign(self, name: str, owner: str, type: Type) -> None:
+        """Let a session appear that nobody asked deskfleet for."""
+        self._foreign += 1
+        session = Running(session_id=f"foreign-{self._foreign}", generation=0, owner=owner, type=type)
+        self.hosts[name].running[session.session_id] = session
+        if name in self.agents:
+            self.agents[name].look_again()
+
+    def set_health(self, name: str, unhealthy: str | None) -> None:
+        host = self.hosts[name]
+        host.facts = replace(host.facts, unhealthy=unhealthy)
+
+    def resolve(self, name: str, fate: str) -> None:
+        """End the oldest call of a driver that hangs."""
+        for hung in list(self.hosts[name].hung.values())[:1]:
+            if not hung.done():
+                hung.set_result(fate)
+
+    def _clock(self, name: str) -> VirtualClock:
+        return VirtualClock(self.loop)
+
+    # Lines
+
+    def connect(self, url: str, **how: Any) -> _Connecting:
+        """Stand for `websockets.connect`."""
+        return _Connecting(self, url, how)
+
+    def open_line(self, slot: str, server_id: str, ping_seconds: float | None) -> Line:
+        line = Line(self.loop, server_id, self.brokers[slot].name, ping_seconds)
+        self.lines = [old for old in self.lines if not old.is_over]
+        self.lines.append(line)
+        self.brokers[slot].take(line)
+        return line
+
+    def is_linked(self, server_id: str) -> bool:
+        """Tell whether the server's newest link is in order, whatever the brokers believe."""
+        link = self.auditor.truth.get(Link, server_id)
+        return link is not None and any(
+            line.server_id == server_id and line.broker == link.broker_id and line.is_whole
+            for line in self.lines
+            if line.told and f'"epoch":{link.epoch},' in line.told[0]
+        )
+
+    def _lines_of(self, node: BrokerNode) -> list[Line]:
+        return [line for line in self.lines if line.broker == node.name and not line.is_over]
+
+    # The laws
+
+    def check(self) -> None:
+        """Run what is due, and raise where a law is broken."""
+        self.loop.settle()
+        for slot, run in list(self._runs.items()):
+            if run.done():
+                self.crash_broker(slot, silently=False)
+        places: dict[str, str] = {}
+        for host in self.hosts.values():
+            for id in {*host.running, *host.starting}:
+                other = places.setdefault(id, host.id)
+                self.verdict.must(other == host.id, f"{id} runs on {other} and on {host.id}")
+        self.verdict.must(not self.loop.failures, f"failed: {self.loop.failures}")
+        self.verdict.check()
+
+    def compare(self) -> None:
+        """Check that every replica that can catch up equals the store, and reads nothing stale."""
+        fresh = Fleet()
+        fresh.revision, stored = self.store.load()
+        for entry in stored:
+            fresh.apply(entry)
+        _same("the auditor", self.auditor.truth, fresh)
+        for node in self.brokers.values():
+            if not node.commits.paused and not node.commits.failed:
+                self.loop.begin("test", self._compare(node))
+        self.check()
+
+    async def _compare(self, node: BrokerNode) -> None:
+        await node.replica.catch_up()
+        # Nothing ran since the answer: whatever was written in between is in both.
+        revision = node.replica.fleet.revision
+        current = revision == self.auditor.truth.revision
+        try:
+            if current:
+                _same(node.name, node.replica.fleet, self.auditor.truth)
+            for session in node.replica.fleet.each(Session):
+                node.sessions.view(session)
+        except LawBroken as error:
+            self.verdict.must(False, str(error))
+
+    # The end of all faults
+
+    def heal(self) -> None:
+        for host in self.hosts.values():
+            host.next_starts.clear()
+            host.next_stops.clear()
+            host.facts = replace(host.facts, unhealthy=None)
+        for slot in self.slots:
+            self.start_broker(slot)
+            self.brokers[slot].commits.next_fault = None
+            self.resume_broker(slot)
+        for line in self.lines:
+            line.flush()
+        for name in self.hosts:
+            self.start_agent(name)
+        self.check()
+
+    def rest(self) -> None:
+        """Let time pass until all is in order; raise where it never is."""
+        until = self.loop.seconds + REST_SECONDS
+        while troubles := self.troubles():
+            if self.loop.seconds >= until:
+                raise LawBroken("the fleet does not come to rest: " + "; ".join(troubles))
+            for name in self.hosts:
+                self.resolve(name, "ok")
+            self.loop.advance(15)
+            self.check()
+        self.compare()
+
+    def troubles(self) -> list[str]:
+        """Return what is not as it should be for ever."""
+        truth = self.auditor.truth
+        found = [why for session in truth.each(Session) if (why := self._trouble(session))]
+        found += [
+            f"the report of {report.id} is left over"
+            for report in truth.each(Report)
+            if truth.session(report.id) is None
+        ]
+        for host in self.hosts.values():
+            found += self._host_troubles(host)
+        return found
+
+    def _trouble(self, session: Session) -> str | None:
+        where = stage(session)
+        if where is Stage.ENDED:
+            return None
+        if where is Stage.STOPPING:
+            return f"{session.id} is still to be stopped"
+        if where is Stage.WAITING:
+            age = VirtualClock(self.loop).now() - session.created_at
+            waits = session.request.enqueue and age < QUEUE.wait + QUEUE.wait / 2
+            return None if waits else f"{session.id} waits and waits"
+        report = self.auditor.truth.report(session.id)
+        if report is None or not is_about(report, session) or report.phase is not Phase.RUNNING:
+            return f"{session.id} does not become ready: {report}"
+        running = self.hosts[report.server_id].running.get(session.id)
+        if running is None or running.generation != session.generation:
+            return f"{session.id} is said to run, and does not: {running}"
+        return None
+
+    def _host_troubles(self, host: Host) -> list[str]:
+        found = []
+        for id in host.running:
+            session = self.auditor.truth.session(id)
+            if session is None or stage(session) is not Stage.PLACED or session.server_id != host.id:
+                found.append(f"{id} runs on {host.id}, and nobody wants it: {session}")
+        link = self.auditor.truth.get(Link, host.id)
+        if link is None or not link.up or not self.is_linked(host.id):
+            found.append(f"{host.id} is not linked: {link}")
+        if self.auditor.truth.server(host.id) is None or not self.auditor.truth.facts(host.id):
+            found.append(f"{host.id} is linked, and not known")
+        entries = self.agents[host.id].loop._journal.entries
+        found += [
+            f"{host.id} remembers {id} for ever: {entry.phase}"
+            for id, entry in entries.items()
+            if id not in host.running
+        ]
+        return found
+
+
+class _Connecting:
+    def __init__(self, world: World, url: str, how: Mapping[str, Any]) -> None:
+        self._world = world
+        self._slot = url.removeprefix("wss://").removesuffix("/agent/link")
+        self._how = how
+        self._end: AgentEnd | None = None
+
+    async def __aenter__(self) -> AgentEnd:
+        node = self._world.brokers.get(self._slot)
+        if node is None:
+            raise ConnectionRefusedError(f"nobody is at {self._slot}")
+        if node.commits.paused:
+            await asyncio.sleep(self._how["open_timeout"])
+            raise TimeoutError
+        interval, limit = self._how.get("ping_interval", 20), self._how.get("ping_timeout", 20)
+        ping_seconds = None if interval is None or limit is None else interval + limit
+        server_id = self._how["additional_headers"]["Authorization"].removeprefix("Bearer ")
+        line = self._world.open_line(self._slot, server_id, ping_seconds)
+        self._end = AgentEnd(line)
+        return self._end
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._end is not None:
+            await self._end.__aexit__()
+
+
+def _same(name: str, one: Fleet, other: Fleet) -> None:
+    mine, yours = portrait(one), portrait(other)
+    wrong = [part for part in mine if mine[part] != yours[part]]
+    if wrong:
+        raise LawBroken(f"{name} is not what is stored: {wrong}")
