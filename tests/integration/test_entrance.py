@@ -348,7 +348,7 @@ def test_a_cut_connection_is_noticed_and_the_cookie_still_admits(tmp_path: Path)
     run(main())
 
 
-def test_deleting_a_session_ends_its_sockets_and_admissions(tmp_path: Path) -> None:
+def test_deleting_a_session_ends_its_sockets_and_says_so(tmp_path: Path) -> None:
     async def main() -> None:
         async with (
             rfb_server(tmp_path) as rfb,
@@ -366,8 +366,24 @@ def test_deleting_a_session_ends_its_sockets_and_admissions(tmp_path: Path) -> N
                 assert at.attendance.connections(OTHER) == 1, "others stay"
             gone = await page.http.get(f"/admission/{SESSION}")
             assert (gone.status_code, gone.json()["code"]) == (410, "session.ended")
-            at.desktops.known[SESSION] = rfb.desktop()
-            assert await status_of(page.socket()) == 403
+
+    run(main())
+
+
+def test_an_admission_outlives_the_agent(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with rfb_server(tmp_path) as rfb:
+            async with entrance(tmp_path, rfb.desktop()) as at, browser(at) as page:
+                await page.admit()
+                cookies = dict(page.http.cookies)
+            # A new agent on the same machine: the same key, another life.
+            async with entrance(tmp_path, rfb.desktop()) as at, browser(at) as page:
+                page.http.cookies.update(cookies)
+                assert (await page.http.get(f"/admission/{SESSION}")).status_code == 200
+            async with entrance(tmp_path, rfb.desktop()) as at, browser(at) as page:
+                forged = {name: value[:-4] + "AAAA" for name, value in cookies.items()}
+                page.http.cookies.update(forged)
+                assert (await page.http.get(f"/admission/{SESSION}")).status_code == 403
 
     run(main())
 

@@ -26,7 +26,7 @@ from deskfleet.agent.desktop.entrance import MAX_MESSAGE_BYTES, build_entrance
 from deskfleet.certificates import server_context
 from deskfleet.errors import Unavailable
 from deskfleet.listener import bind, listening, port_of
-from deskfleet.system import SystemClock, SystemIds
+from deskfleet.system import SystemClock, open_key_file
 
 T = TypeVar("T")
 
@@ -114,7 +114,8 @@ async def entrance(
     changes: list[str] = []
     attendance = Attendance(SystemClock(), changes.append)
     verifier = Verifier()
-    app = build_entrance(known, verifier, attendance, SystemClock(), SystemIds(), **options)
+    signer = open_key_file(folder / "admission.key")
+    app = build_entrance(known, verifier, attendance, SystemClock(), signer, **options)
     context = server_context(certificate, certificate)
     with closing(bind("127.0.0.1", 0, "desktops")) as bound:
         async with listening(app, bound, context, max_message_bytes=MAX_MESSAGE_BYTES):

@@ -82,6 +82,9 @@ class FakeCommits:
     async def compact(self, before: Revision) -> None:
         await self._ask(lambda: self._store.compact(before), self._reads)
 
+    def glance(self) -> Revision | None:
+        return None if self.paused or self.failed else self._store.glance()
+
     def resume(self) -> None:
         self.paused = self.holds_writes = False
         self._serve()

@@ -51,8 +51,11 @@ class Verdict:
 
 
 class Auditor:
-    def __init__(self, verdict: Verdict, is_linked: Callable[[str], bool]) -> None:
+    def __init__(
+        self, verdict: Verdict, begin: Revision, is_linked: Callable[[str], bool]
+    ) -> None:
         self.truth = Fleet()
+        self.truth.revision = begin
         self.known: set[str] = set()
         """All sessions that ever were."""
         self.delete_wanted: set[str] = set()
@@ -61,6 +64,8 @@ class Auditor:
         """Dropped on demand, and not adopted since."""
         self.purged: set[str] = set()
         """Dropped because they had ended long ago."""
+        self.permissions: dict[str, list[str | None]] = {}
+        """The permissions files that each session has had."""
         self.commits = 0
         self._must = verdict.must
         self._is_linked = is_linked
@@ -154,6 +159,7 @@ class Auditor:
             first = self._places.setdefault((new.id, new.generation), place)
             self._must(first == place, f"{new.id} is on {first} and on {place} at once")
         self.known.add(new.id)
+        self.permissions.setdefault(new.id, []).append(new.request.permissions_file)
 
     def _check_new(self, new: Session, change_set: ChangeSet, fence: str | None) -> None:
         if not new.adopted:

@@ -54,7 +54,7 @@ class World:
         self.loop = VirtualLoop()
         self.store = MemoryStore()
         self.verdict = Verdict()
-        self.auditor = Auditor(self.verdict, self.is_linked)
+        self.auditor = Auditor(self.verdict, self.store.load()[0], self.is_linked)
         self.ids = CountedIds()
         self.slots = SLOTS[:brokers]
         self.brokers: dict[str, BrokerNode] = {}

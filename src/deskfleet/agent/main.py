@@ -40,7 +40,7 @@ from deskfleet.errors import PermissionsInvalid, SetupFailed, Unavailable
 from deskfleet.listener import bind, listening, port_of
 from deskfleet.ports import SessionDriver
 from deskfleet.settings import AgentSettings
-from deskfleet.system import SystemClock, SystemIds
+from deskfleet.system import SystemClock, open_key_file
 
 log = logging.getLogger(__name__)
 
@@ -168,7 +168,11 @@ async def _parts(
     uplink = Uplink(door, who, loop, driver, read_facts, clock, changed)
     attendance.on_change = lambda _session_id: changed.set()
     entrance = build_entrance(
-        LocalDesktops(driver, loop), door.check_token, attendance, clock, SystemIds()
+        LocalDesktops(driver, loop),
+        door.check_token,
+        attendance,
+        clock,
+        open_key_file(settings.state / "admission.key"),
     )
     folder = tls_folder or settings.state / "tls"
     context = await asyncio.to_thread(_server_context, folder)

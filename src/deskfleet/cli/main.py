@@ -117,7 +117,7 @@ def _never() -> None:
     raise AssertionError
 
 
-def _version(asked: bool) -> None:  # noqa: FBT001 (Typer calls it so)
+def _version(asked: bool) -> None:
     if asked:
         typer.echo(f"{PROGRAM} {__version__}")
         raise typer.Exit

@@ -1,26 +1,30 @@
 """Who has been let in: what a connection token is swapped for.
 
-Owns the table of admissions (a random id in a cookie -> session and user) and the reading of the
-claims that a token makes about itself. An admission outlives network blinks and reloads of the
-page; it ends with its session, or when it has not been used for twelve hours. The table lives in
-memory only: a new agent asks browsers for new links.
+Owns the cookie that admits a browser to one session, and the reading of the claims that a token
+makes about itself. The cookie is sealed with a key of this server's agent and says all there is to
+say, so an admission outlives network blinks, reloads of the page and the agent itself. It is worth
+nothing once its session has ended, or when it has not been renewed for twelve hours.
 
 The claims of a token are read without trust: they say what to ask the verifier, never the answer.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import jwt
+import msgspec
 
-from deskfleet.ports import Clock, Ids
+from deskfleet.errors import SetupFailed
+from deskfleet.ports import Clock, Signer
 
-_IDLE_SECONDS = 12 * 3600.0
-_MOST_PER_VISITOR = 16
-"""A person reloads links; the oldest admissions of the same person to the same session go first."""
+_LIFE_SECONDS = 12 * 3600.0
+_RENEWAL_SECONDS = 3600.0
+_MOST_COOKIE_CHARACTERS = 2048
 _MOST_TOKEN_CHARACTERS = 8192
 
 
@@ -46,12 +50,13 @@ def read_claims(token: str) -> Claims | None:
     return Claims(session_id, float(expires_at) if isinstance(expires_at, int | float) else None)
 
 
-@dataclass(slots=True)
-class Admission:
+class Admission(msgspec.Struct, frozen=True, array_like=True):
+    """What a cookie says."""
+
     session_id: str
     user: str
-    used_at: float
-    """By the monotonic clock."""
+    granted_at: float
+    """Seconds since the epoch, by the wall clock: the agent may have been started anew since."""
 
 
 def cookie_name(session_id: str) -> str:
@@ -60,45 +65,36 @@ def cookie_name(session_id: str) -> str:
 
 
 class Admissions:
-    """All admissions of this server."""
+    """All admissions to the desktops of this server; none of them is kept here."""
 
-    def __init__(self, clock: Clock, ids: Ids) -> None:
+    def __init__(self, clock: Clock, signer: Signer) -> None:
         self._clock = clock
-        self._ids = ids
-        self._table: dict[str, Admission] = {}
+        self._signer = signer
 
     def grant(self, session_id: str, user: str) -> str:
-        """Let a verified user in and return the secret that the cookie carries."""
-        self._sweep()
-        same = [
-            key
-            for key, admission in self._table.items()
-            if (admission.session_id, admission.user) == (session_id, user)
-        ]
-        for key in same[: max(0, len(same) - _MOST_PER_VISITOR + 1)]:
-            del self._table[key]
-        key = self._ids.secret()
-        self._table[key] = Admission(session_id, user, self._clock.monotonic())
-        return key
+        """Let a verified user in: return what the session's cookie is to hold."""
+        admission = Admission(session_id, user, self._clock.now().timestamp())
+        sealed = self._signer.seal(msgspec.json.encode(admission))
+        return base64.urlsafe_b64encode(sealed).decode().rstrip("=")
 
     def find(self, session_id: str, cookies: Mapping[str, str]) -> Admission | None:
-        """Return the admission that a browser's cookies carry for a session, and mark its use."""
-        admission = self._table.get(cookies.get(cookie_name(session_id), ""))
-        if admission is None or admission.session_id != session_id or self._is_idle(admission):
+        """Return the admission that a browser's cookies carry for a session."""
+        admission = self._unseal(cookies.get(cookie_name(session_id), ""))
+        if admission is None or admission.session_id != session_id:
             return None
-        admission.used_at = self._clock.monotonic()
-        return admission
+        age = self._clock.now().timestamp() - admission.granted_at
+        return admission if age < _LIFE_SECONDS else None
 
-    def end(self, session_id: str) -> None:
-        """Drop all admissions to a session."""
-        for key, admission in tuple(self._table.items()):
-            if admission.session_id == session_id:
-                del self._table[key]
+    def renewal(self, admission: Admission) -> str | None:
+        """Return a fresh cookie for one that is getting on in years."""
+        age = self._clock.now().timestamp() - admission.granted_at
+        return self.grant(admission.session_id, admission.user) if age > _RENEWAL_SECONDS else None
 
-    def _sweep(self) -> None:
-        for key, admission in tuple(self._table.items()):
-            if self._is_idle(admission):
-                del self._table[key]
-
-    def _is_idle(self, admission: Admission) -> bool:
-        return self._clock.monotonic() - admission.used_at > _IDLE_SECONDS
+    def _unseal(self, cookie: str) -> Admission | None:
+        if not cookie or len(cookie) > _MOST_COOKIE_CHARACTERS:
+            return None
+        try:
+            sealed = base64.urlsafe_b64decode(cookie + "=" * (-len(cookie) % 4))
+            return msgspec.json.decode(self._signer.unseal(sealed), type=Admission)
+        except (SetupFailed, ValueError, binascii.Error, msgspec.MsgspecError):
+            return None

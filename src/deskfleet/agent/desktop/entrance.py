@@ -37,7 +37,7 @@ from deskfleet.agent.desktop.relay import DesktopSocket, relay
 from deskfleet.agent.desktop.rfb import RfbFilter, rights_of
 from deskfleet.core.permissions import Feature
 from deskfleet.errors import Unavailable
-from deskfleet.ports import Clock, Ids, TokenCheck
+from deskfleet.ports import Clock, Signer, TokenCheck
 
 log = logging.getLogger(__name__)
 
@@ -110,13 +110,13 @@ def build_entrance(
     check: TokenCheck,
     attendance: Attendance,
     clock: Clock,
-    ids: Ids,
+    signer: Signer,
     *,
     groups: Callable[[str], frozenset[str]] = groups_of,
     bundle: Path = _BUNDLE,
 ) -> Starlette:
     """Put the entrance of one server together; its listener holds to `MAX_MESSAGE_BYTES`."""
-    entrance = _Entrance(desktops, check, attendance, clock, ids, groups, Pages(bundle))
+    entrance = _Entrance(desktops, check, attendance, clock, signer, groups, Pages(bundle))
     return Starlette(
         routes=[
             Route("/", entrance.page),
@@ -137,7 +137,7 @@ class _Entrance:
         check: TokenCheck,
         attendance: Attendance,
         clock: Clock,
-        ids: Ids,
+        signer: Signer,
         groups: Callable[[str], frozenset[str]],
         pages: Pages,
     ) -> None:
@@ -147,7 +147,7 @@ class _Entrance:
         self._clock = clock
         self._groups = groups
         self._pages = pages
-        self._admissions = Admissions(clock, ids)
+        self._admissions = Admissions(clock, signer)
 
     async def health(self, _request: Request) -> Response:
         return Response(b'{"status":"ok"}', media_type="application/json")
@@ -188,14 +188,7 @@ class _Entrance:
             extra={"session_id": desktop.session_id, "user": user, "address": _address(request)},
         )
         answer = Response(status_code=204)
-        answer.set_cookie(
-            cookie_name(desktop.session_id),
-            self._admissions.grant(desktop.session_id, user),
-            path="/",
-            secure=True,
-            httponly=True,
-            samesite="strict",
-        )
+        _set_cookie(answer, desktop.session_id, self._admissions.grant(desktop.session_id, user))
         return answer
 
     async def admission(self, request: Request) -> Response:
@@ -204,7 +197,11 @@ class _Entrance:
         if isinstance(standing, Refused):
             return standing.json()
         about = {"name": standing.desktop.name, "features": sorted(standing.features)}
-        return Response(msgspec.json.encode(about), media_type="application/json")
+        answer = Response(msgspec.json.encode(about), media_type="application/json")
+        renewed = self._admissions.renewal(standing.admission)
+        if renewed is not None:
+            _set_cookie(answer, standing.desktop.session_id, renewed)
+        return answer
 
     async def rfb(self, browser: WebSocket) -> None:
         """Carry one browser's connection to its desktop from the first check to the last byte."""
@@ -298,7 +295,6 @@ class _Entrance:
             return _NOT_ADMITTED
         desktop = self._desktops.find(session_id)
         if desktop is None:
-            self._admissions.end(session_id)
             return _ENDED
         features = await self._features(desktop, admission.user)
         if Feature.DISPLAY not in features:
@@ -321,6 +317,12 @@ class _Entrance:
                 "address": _address(connection),
             },
         )
+
+
+def _set_cookie(answer: Response, session_id: str, admission: str) -> None:
+    answer.set_cookie(
+        cookie_name(session_id), admission, path="/", secure=True, httponly=True, samesite="strict"
+    )
 
 
 def _address(connection: HTTPConnection) -> str:
