@@ -9,22 +9,24 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings, strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from hypothesis.stateful import run_state_machine_as_test
+from hypothesis import HealthCheck, settings, strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
 
 from deskfleet.core.records import Session, SessionRequest, Type
-from deskfleet.wire.messages import Desired, Observation, decode_from_agent, decode_from_broker
-from deskfleet.wire.messages import encode
 from support.fake_brokers import BrokerNode
 from support.fake_wire import Direction, Line
 from support.fleet_clients import Clients
-from support.fleet_world import World, install
+from support.fleet_world import World, claim, use_fake_wire
 
 T = TypeVar("T")
 
@@ -221,31 +223,21 @@ class FleetMachine(RuleBasedStateMachine):
     @rule(which=number, old=number)
     def replay_report(self, which: int, old: int) -> None:
         """Let a broker hear again, on the newest line, what an agent said at any time."""
-        line = self._line(which)
-        said = self._said(line) if line else []
-        if line and said:
-            line.up.inject(said[-1 - old % len(said)])
+        if (line := self._line(which)) and (text := _pick(self.world.said(line.server_id), old)):
+            line.up.inject(text)
 
     @rule(which=number, old=number)
     def replay_desires(self, which: int, old: int) -> None:
         """Let an agent be told again, on the newest line, what it was told at any time."""
-        line = self._line(which)
-        told = self._told(line) if line else []
-        if line and told:
-            line.down.inject(told[-1 - old % len(told)])
+        if (line := self._line(which)) and (text := _pick(self.world.told(line.server_id), old)):
+            line.down.inject(text)
 
     @rule(which=number, whose=number, back=number)
-    def claim(self, which: int, whose: int, back: int) -> None:
-        """Let an agent speak of a session that is not its own."""
+    def speak_for_others(self, which: int, whose: int, back: int) -> None:
+        """Let an agent report a session that is not on its server."""
         line, session = self._line(which), self._session(whose)
-        if line is None or session is None or session.server_id == line.server_id:
-            return
-        said = [decode_from_agent(text) for text in self._said(line)]
-        if not said or session.generation < 1:
-            return
-        last = said[-1]
-        assert isinstance(last, Observation)
-        line.up.inject(encode(self.world.claim(last, session, back)).decode())
+        if line and session and session.server_id != line.server_id and session.generation:
+            line.up.inject(claim(line, session, back))
 
     # Time, and a look at everything
 
@@ -271,3 +263,32 @@ class FleetMachine(RuleBasedStateMachine):
     def _way(self, which: int, *, up: bool) -> Direction | None:
         line = self._line(which)
         return None if line is None else line.up if up else line.down
+
+
+def _pick(things: Sequence[T], which: int) -> T | None:
+    return things[which % len(things)] if things else None
+
+
+@pytest.fixture(autouse=True)
+def _wire(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_fake_wire(monkeypatch)
+
+
+def run(machine: type[RuleBasedStateMachine], **how: object) -> None:
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            deadline=None, database=None, suppress_health_check=list(HealthCheck), **how
+        ),
+    )
+
+
+@pytest.mark.timeout(300)
+def test_the_laws_hold() -> None:
+    run(FleetMachine, max_examples=250, stateful_step_count=100, derandomize=True)
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(7200)
+def test_the_laws_hold_for_long() -> None:
+    run(FleetMachine, max_examples=10_000, stateful_step_count=150)

@@ -11,11 +11,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from typing import TypeAlias
 
 from starlette.websockets import WebSocketDisconnect
 from websockets.exceptions import ConnectionClosedError
 
+from deskfleet.wire.messages import Welcome, decode_from_broker
 from support.virtual_time import VirtualLoop
+
+Said: TypeAlias = deque[tuple[float, str]]
+"""Messages and when they were sent."""
 
 
 class Direction:
@@ -75,22 +80,44 @@ class Direction:
 
 class Line:
     def __init__(
-        self, loop: VirtualLoop, server_id: str, broker: str, ping_seconds: float | None
+        self,
+        loop: VirtualLoop,
+        server_id: str,
+        broker: str,
+        ping_seconds: float | None,
+        said: Said,
+        told: Said,
     ) -> None:
         self.server_id = server_id
         self.broker = broker
         self.up = Direction()
         """From the agent to the broker."""
         self.down = Direction()
-        self.said: list[str] = []
-        """What the agent has sent on this line."""
-        self.told: list[str] = []
-        """What the broker has sent on this line."""
+        self.epoch = 0
+        """Of the link, once its broker has welcomed the agent."""
+        self._said = said
+        self._told = told
         self.agent_knows_end = False
         self.broker_knows_end = False
         self._loop = loop
         self._ping_seconds = ping_seconds
         """After so long the agent's side notices that its peer is gone; None: never."""
+
+    def say(self, text: str) -> None:
+        """Send from the agent's end."""
+        if '"type":"observation"' in text:
+            self._said.append((self._loop.seconds, text))
+        self.up.send(text)
+
+    def tell(self, text: str) -> None:
+        """Send from the broker's end."""
+        if '"type":"desired"' in text:
+            self._told.append((self._loop.seconds, text))
+        elif '"type":"welcome"' in text:
+            welcome = decode_from_broker(text)
+            assert isinstance(welcome, Welcome)
+            self.epoch = welcome.epoch
+        self.down.send(text)
 
     @property
     def is_over(self) -> bool:
@@ -158,8 +185,7 @@ class AgentEnd:
         assert text
         if self._line.agent_knows_end:
             raise ConnectionClosedError(None, None)
-        self._line.said.append(content.decode())
-        self._line.up.send(content.decode())
+        self._line.say(content.decode())
 
 
 class BrokerEnd:
@@ -180,8 +206,7 @@ class BrokerEnd:
     async def send_text(self, text: str) -> None:
         if self._line.broker_knows_end:
             raise WebSocketDisconnect
-        self._line.told.append(text)
-        self._line.down.send(text)
+        self._line.tell(text)
 
     async def close(self, code: int = 1000) -> None:
         line = self._line

@@ -9,20 +9,26 @@ rest: every session where it belongs, nothing running that nobody wants.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from deskfleet.agent import uplink
+from deskfleet.broker.service import housekeeping
 from deskfleet.broker.stores.memory import MemoryStore
 from deskfleet.core.fleet import Fleet
 from deskfleet.core.records import Broker, Link, Phase, Report, Session, Type
 from deskfleet.core.session import Stage, is_about, replace, stage
 from deskfleet.errors import StoreFailed
 from deskfleet.ports import Running
+from deskfleet.wire.messages import Observation, Observed, encode
 from support import fake_hosts
 from support.fake_brokers import QUEUE, BrokerNode
 from support.fake_hosts import Agent, Host, facts_of
-from support.fake_wire import AgentEnd, Line
+from support.fake_wire import AgentEnd, Line, Said
 from support.fleet_laws import Auditor, LawBroken, Verdict, portrait
 from support.virtual_time import VirtualClock, VirtualLoop
 
@@ -35,6 +41,11 @@ SERVERS = (
 REST_SECONDS = 420.0
 """Within so much time all faults are forgotten: the longest wait between two attempts of an agent,
 the queue's limit, and a full report, one after the other."""
+
+OLDEST_REPLAY_SECONDS = 300.0
+"""Well below the time for which ended sessions are kept."""
+KEPT_TOMBSTONES = 60
+"""So few that a broker which was away for a while must load everything again."""
 
 
 class CountedIds:
@@ -52,6 +63,7 @@ class CountedIds:
 class World:
     def __init__(self, folder: Path, *, brokers: int = 2, servers: int = 3) -> None:
         self.loop = VirtualLoop()
+        self.loop.connect = self.connect
         self.store = MemoryStore()
         self.verdict = Verdict()
         self.auditor = Auditor(self.verdict, self.store.load()[0], self.is_linked)
@@ -63,6 +75,9 @@ class World:
         self._runs: dict[str, asyncio.Task[None]] = {}
         self._lives = 0
         self._foreign = 0
+        self._heard: dict[str, tuple[Said, Said]] = {
+            server[0]: (deque(maxlen=40), deque(maxlen=40)) for server in SERVERS
+        }
         self.hosts = {
             server[0]: Host(facts_of(*server), folder, self.verdict)
             for server in SERVERS[:servers]
@@ -230,7 +245,8 @@ class World:
         return _Connecting(self, url, how)
 
     def open_line(self, slot: str, server_id: str, ping_seconds: float | None) -> Line:
-        line = Line(self.loop, server_id, self.brokers[slot].name, ping_seconds)
+        said, told = self._heard[server_id]
+        line = Line(self.loop, server_id, self.brokers[slot].name, ping_seconds, said, told)
         self.lines = [old for old in self.lines if not old.is_over]
         self.lines.append(line)
         self.brokers[slot].take(line)
@@ -240,10 +256,22 @@ class World:
         """Tell whether the server's newest link is in order, whatever the brokers believe."""
         link = self.auditor.truth.get(Link, server_id)
         return link is not None and any(
-            line.server_id == server_id and line.broker == link.broker_id and line.is_whole
+            line.is_whole
+            and (line.server_id, line.broker, line.epoch) == (server_id, link.broker_id, link.epoch)
             for line in self.lines
-            if line.told and f'"epoch":{link.epoch},' in line.told[0]
         )
+
+    def said(self, server_id: str) -> list[str]:
+        """Return the reports that an agent has sent in the last minutes, newest first."""
+        return self._recent(self._heard[server_id][0])
+
+    def told(self, server_id: str) -> list[str]:
+        """Return the desired sets that an agent was sent in the last minutes, newest first."""
+        return self._recent(self._heard[server_id][1])
+
+    def _recent(self, messages: Sequence[tuple[float, str]]) -> list[str]:
+        since = self.loop.seconds - OLDEST_REPLAY_SECONDS
+        return [text for at, text in reversed(messages) if at >= since]
 
     def _lines_of(self, node: BrokerNode) -> list[Line]:
         return [line for line in self.lines if line.broker == node.name and not line.is_over]
@@ -400,3 +428,29 @@ def _same(name: str, one: Fleet, other: Fleet) -> None:
     wrong = [part for part in mine if mine[part] != yours[part]]
     if wrong:
         raise LawBroken(f"{name} is not what is stored: {wrong}")
+
+
+def claim(line: Line, session: Session, back: int) -> str:
+    """Make a report, as of the newest link, about a session of somebody else."""
+    phases = list(Phase)
+    report = Report(
+        id=session.id,
+        server_id=line.server_id,
+        generation=max(1, session.generation - back // len(phases)),
+        phase=phases[back % len(phases)],
+        reason="so they say",
+    )
+    observation = Observation(epoch=line.epoch, serial=0, observed=(Observed(report=report),))
+    return encode(observation).decode()
+
+
+def use_fake_wire(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let agents that run in a `VirtualLoop` connect to the brokers of their world."""
+
+    def connect(url: str, **how: Any) -> Any:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        return loop.connect(url, **how)
+
+    monkeypatch.setattr(uplink, "connect", connect)
+    monkeypatch.setattr(housekeeping, "KEPT_TOMBSTONES", KEPT_TOMBSTONES)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import selectors
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -39,6 +39,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         super().__init__(_NoFiles())
         self.seconds = 1000.0
+        self.connect: Callable[..., Any] | None = None
+        """How what runs in it reaches others."""
         self.tasks: dict[str, set[asyncio.Task[Any]]] = {}
         self.set_task_factory(self._task_of_node)
         self.failures: list[str] = []

@@ -134,5 +134,5 @@ def _decode(decoder: msgspec.json.Decoder[T], line: bytes | str) -> T:
         raise ProtocolError("a message is larger than the limit")
     try:
         return decoder.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise ProtocolError(f"a message can't be read: {error}") from error
