@@ -59,7 +59,7 @@ class Inside:
         self.leader: int = self.record["leader"]["pid"]
         self.x: int = self.record["x_pid"]
         self.display: int = self.record["display"]
-        self._socket_identity = self.socket.stat().st_ino
+        self._socket_made = self.socket.stat().st_mtime_ns
 
     @property
     def socket(self) -> Path:
@@ -100,7 +100,7 @@ class Inside:
             if int(self.lock.read_text()) == self.leader:
                 found.append(str(self.lock))
         with suppress(FileNotFoundError):
-            if self.socket.stat().st_ino == self._socket_identity:
+            if self.socket.stat().st_mtime_ns == self._socket_made:
                 found.append(str(self.socket))
         return found
 
@@ -308,10 +308,10 @@ def test_a_display_that_nobody_could_free_is_used_again(folder: Path) -> None:
     for pid in (inside.leader, inside.x):
         os.kill(pid, signal.SIGKILL)
         until(lambda pid=pid: not alive(pid))  # type: ignore[misc]
+    assert str(inside.lock) in inside.traces()
     (folder / "run/r" / f"{inside.record['key']}.json").unlink()
 
     async def story(driver: XvncDriver) -> None:
-        assert str(inside.lock) in inside.traces()
         for number in range(8):
             await driver.start(session_spec(f"s-{number}"))
             if not inside.traces():

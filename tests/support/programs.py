@@ -100,7 +100,7 @@ def up(
     state: Path, *more: str, driver: str = "simulated", ports: tuple[int, int, int] = (0, 0, 0)
 ) -> Iterator[tuple[Program, LiveBroker]]:
     """Run `deskfleet up` on free ports."""
-    state.mkdir(parents=True, exist_ok=True)
+    state.parent.mkdir(parents=True, exist_ok=True)
     flags = ["--client-port", "--agent-port", "--desktop-port"]
     chosen = [text for flag, port in zip(flags, ports, strict=True) for text in (flag, str(port))]
     program = Program(
