@@ -23,7 +23,7 @@ test: ## set up, check the sources, run the tests
 	.venv/bin/ruff format --check src tests
 	.venv/bin/mypy
 	.venv/bin/lint-imports
-	.venv/bin/pytest -m "not bench and not torture" $(ARGS)
+	.venv/bin/pytest $(ARGS)
 
 bench: ## set up and measure
 	@scripts/setup test

@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 
 from deskfleet.core.records import Session, SessionRequest, Type
 from support.fake_brokers import BrokerNode
-from support.fake_wire import Direction, Line
+from support.fake_wire import Line
 from support.fleet_clients import Clients
 from support.fleet_world import World, claim, use_fake_wire
 
@@ -64,28 +64,35 @@ class FleetMachine(RuleBasedStateMachine):
 
     # Clients
 
+    @rule(at=number, name=owner)
+    def create(self, at: int, name: str) -> None:
+        if node := self._broker(at):
+            self.clients.create(
+                node, [SessionRequest(name="desk", owner=name, type=Type.VIRTUAL, enqueue=True)]
+            )
+
     @rule(
         at=number,
         names=st.lists(owner, min_size=1, max_size=3),
-        console=st.booleans(),
-        enqueue=st.booleans(),
+        type=st.sampled_from(Type),
         wish=st.sampled_from(WISHES),
+        enqueue=st.booleans(),
         disable_retry=st.booleans(),
     )
-    def create(
+    def create_many(
         self,
         at: int,
         names: list[str],
-        console: bool,
-        enqueue: bool,
+        type: Type,
         wish: str | None,
+        enqueue: bool,
         disable_retry: bool,
     ) -> None:
         requests = [
             SessionRequest(
                 name="desk",
                 owner=name,
-                type=Type.CONSOLE if console else Type.VIRTUAL,
+                type=type,
                 enqueue=enqueue,
                 requirements=wish,
                 disable_retry=disable_retry,
@@ -101,30 +108,28 @@ class FleetMachine(RuleBasedStateMachine):
         if node and session:
             self.clients.delete(node, session.id, by or session.request.owner, force=force)
 
+    @rule(name=server, at=number, what=st.sampled_from(("open", "open", "close", "force-close")))
+    def turn_server(self, name: str, at: int, what: str) -> None:
+        node = self._broker(at)
+        if node and what == "open":
+            self.clients.open(node, name)
+        elif node:
+            self.clients.close(node, name, force=what == "force-close")
+
     @rule(at=number, which=number)
     def permit(self, at: int, which: int) -> None:
         node, session = self._broker(at), self._session(which)
         if node and session:
             self.clients.permit(node, session.id, session.request.owner)
 
-    @rule(at=number, name=server)
-    def open_server(self, at: int, name: str) -> None:
-        if node := self._broker(at):
-            self.clients.open(node, name)
-
-    @rule(at=number, name=server, force=st.booleans())
-    def close_server(self, at: int, name: str, force: bool) -> None:
-        if node := self._broker(at):
-            self.clients.close(node, name, force=force)
-
     # Machines
 
-    @rule(name=server, fate=st.sampled_from(("fail", "hang", "die", "break")))
-    def next_start(self, name: str, fate: str) -> None:
+    @rule(name=server, fate=st.sampled_from(("fail", "fail", "hang", "hang", "die", "break")))
+    def plan_start(self, name: str, fate: str) -> None:
         self.world.hosts[name].next_starts.append(fate)
 
     @rule(name=server, fate=st.sampled_from(("hang", "break")))
-    def next_stop(self, name: str, fate: str) -> None:
+    def plan_stop(self, name: str, fate: str) -> None:
         self.world.hosts[name].next_stops.append(fate)
 
     @rule(name=server, fate=st.sampled_from(("ok", "fail", "die")))
@@ -136,61 +141,56 @@ class FleetMachine(RuleBasedStateMachine):
         if ids := list(self.world.hosts[name].running):
             self.world.end_session(name, ids[which % len(ids)])
 
-    @rule(name=server, by=owner, type=st.sampled_from(Type))
-    def foreign_session(self, name: str, by: str, type: Type) -> None:
-        self.world.begin_foreign(name, by, type)
+    @rule(name=server, by=owner, type=st.sampled_from(Type), ill=st.sampled_from((None, "it is ill")))
+    def machine_changes(self, name: str, by: str, type: Type, ill: str | None) -> None:
+        self.world.set_health(name, ill)
+        if ill is None:
+            self.world.begin_foreign(name, by, type)
 
-    @rule(name=server, unhealthy=st.sampled_from((None, None, "it is ill")))
-    def health(self, name: str, unhealthy: str | None) -> None:
-        self.world.set_health(name, unhealthy)
-
-    @rule(name=server, finish=st.booleans())
-    def kill_agent(self, name: str, finish: bool) -> None:
-        self.world.kill_agent(name, finish=finish)
-
-    @rule(name=server)
-    def stop_agent(self, name: str) -> None:
-        self.world.stop_agent(name)
-
-    @rule(name=server, first=slot)
-    def start_agent(self, name: str, first: str) -> None:
-        self.world.start_agent(name, first=first)
-
-    @rule(name=server)
-    def reboot(self, name: str) -> None:
-        self.world.reboot(name)
+    @rule(
+        name=server,
+        first=slot,
+        what=st.sampled_from(("start", "start", "start", "kill", "kill-late", "stop", "reboot")),
+    )
+    def agent_lives(self, name: str, first: str, what: str) -> None:
+        if what == "start":
+            self.world.start_agent(name, first=first)
+        elif what == "stop":
+            self.world.stop_agent(name)
+        elif what == "reboot":
+            self.world.reboot(name)
+        else:
+            self.world.kill_agent(name, finish=what == "kill-late")
 
     # Brokers
 
-    @rule(at=slot, silently=st.booleans())
-    def crash_broker(self, at: str, silently: bool) -> None:
-        self.world.crash_broker(at, silently=silently)
+    @rule(at=slot, what=st.sampled_from(("start", "start", "start", "crash", "vanish", "stop")))
+    def broker_lives(self, at: str, what: str) -> None:
+        if what == "start":
+            self.world.start_broker(at)
+        elif what == "stop":
+            self.world.stop_broker(at)
+        else:
+            self.world.crash_broker(at, silently=what == "vanish")
 
-    @rule(at=slot)
-    def stop_broker(self, at: str) -> None:
-        self.world.stop_broker(at)
+    @rule(at=slot, what=st.sampled_from(("pause", "resume", "resume")))
+    def broker_pauses(self, at: str, what: str) -> None:
+        if what == "pause":
+            self.world.pause_broker(at)
+        else:
+            self.world.resume_broker(at)
 
-    @rule(at=slot)
-    def start_broker(self, at: str) -> None:
-        self.world.start_broker(at)
-
-    @rule(at=slot)
-    def pause_broker(self, at: str) -> None:
-        self.world.pause_broker(at)
-
-    @rule(at=slot)
-    def resume_broker(self, at: str) -> None:
-        self.world.resume_broker(at)
-
-    @rule(at=number)
-    def hold_writes(self, at: int) -> None:
-        if node := self._broker(at):
+    @rule(at=number, what=st.sampled_from(("hold", "hold", "release", "release", "all")))
+    def broker_is_slow(self, at: int, what: str) -> None:
+        node = self._broker(at)
+        if node is None:
+            return
+        if what == "hold":
             node.commits.holds_writes = True
-
-    @rule(at=number)
-    def release_write(self, at: int) -> None:
-        if node := self._broker(at):
+        elif what == "release":
             node.commits.release_one()
+        else:
+            self.world.resume_broker(node.url)
 
     @rule(at=number, fault=st.sampled_from(("busy", "busy", "before", "after")))
     def store_fails(self, at: int, fault: str) -> None:
@@ -199,26 +199,28 @@ class FleetMachine(RuleBasedStateMachine):
 
     # Lines
 
-    @rule(which=number, up=st.booleans())
-    def hold_line(self, which: int, up: bool) -> None:
-        if way := self._way(which, up=up):
+    @rule(
+        which=number,
+        up=st.booleans(),
+        what=st.sampled_from(("hold", "hold", "deliver", "double", "lose", "flush")),
+    )
+    def line_is_slow(self, which: int, up: bool, what: str) -> None:
+        held = [line for line in self.world.lines if line.up.waiting or line.down.waiting]
+        line = self._line(which) if what == "hold" else _pick(held, which)
+        if line is None:
+            return
+        way = line.up if up else line.down
+        if what == "hold":
             way.held = True
-
-    @rule(which=number, up=st.booleans(), what=st.sampled_from(("deliver", "double", "lose")))
-    def held_message(self, which: int, up: bool, what: str) -> None:
-        ways = [way for line in self.world.lines for way in (line.up, line.down) if way.waiting]
-        if ways:
-            getattr(ways[which % len(ways)], what)()
-
-    @rule(which=number)
-    def release_line(self, which: int) -> None:
-        if line := self._line(which):
+        elif what == "flush":
             line.flush()
+        else:
+            {"deliver": way.deliver, "double": way.double, "lose": way.lose}[what]()
 
-    @rule(which=number, agent=st.booleans(), broker=st.booleans())
-    def cut_line(self, which: int, agent: bool, broker: bool) -> None:
+    @rule(which=number, knows=st.sampled_from(("both", "agent", "broker")))
+    def line_is_cut(self, which: int, knows: str) -> None:
         if line := self._line(which):
-            line.cut(agent=agent, broker=broker or not agent)
+            line.cut(agent=knows != "broker", broker=knows != "agent")
 
     @rule(which=number, old=number)
     def replay_report(self, which: int, old: int) -> None:
@@ -241,7 +243,11 @@ class FleetMachine(RuleBasedStateMachine):
 
     # Time, and a look at everything
 
-    @rule(seconds=st.sampled_from((0.01, 0.1, 0.1, 1, 1, 5, 12, 12, 35, 70)))
+    @rule(seconds=st.sampled_from((0.01, 0.1, 0.1, 1, 5)))
+    def moments_pass(self, seconds: float) -> None:
+        self.world.loop.advance(seconds)
+
+    @rule(seconds=st.sampled_from((1, 5, 12, 12, 35, 70, 300)))
     def time_passes(self, seconds: float) -> None:
         self.world.loop.advance(seconds)
 
@@ -259,10 +265,6 @@ class FleetMachine(RuleBasedStateMachine):
 
     def _line(self, which: int) -> Line | None:
         return _pick([line for line in self.world.lines if not line.is_over], which)
-
-    def _way(self, which: int, *, up: bool) -> Direction | None:
-        line = self._line(which)
-        return None if line is None else line.up if up else line.down
 
 
 def _pick(things: Sequence[T], which: int) -> T | None:

@@ -8,6 +8,7 @@ it knew before), hold the writes alone (so that somebody else is faster), or let
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
@@ -194,9 +195,7 @@ class BrokerNode:
         self.servers = Servers(replica, self.liveness, self.placing)
         convergence = Convergence(replica, clock, name, HEARTBEAT_SECONDS, RETRIES)
         self.links = Links(convergence, grace_seconds=HEARTBEAT_SECONDS)
-        self.housekeeping = Housekeeping(
-            replica, self.liveness, self.placing, clock, me, RETENTION
-        )
+        self.housekeeping = Housekeeping(replica, self.liveness, self.placing, clock, me, RETENTION)
         self._pokes = Pokes(self.liveness, poke)
         replica.after_commit(self._pokes.want)
         replica.subscribe(self._look_for_places)
@@ -233,4 +232,5 @@ class BrokerNode:
 
     async def retire(self) -> None:
         await self.links.close()
-        await self.housekeeping.retire()
+        with contextlib.suppress(StoreFailed, Unavailable):
+            await self.housekeeping.retire()

@@ -275,5 +275,3 @@ def kill(loop: VirtualLoop, agent: Agent, *, finish: bool, clock: VirtualClock) 
     host.starting.clear()
     loop.kill(host.id)
     agent.let_go()
-
-

@@ -102,7 +102,12 @@ class FaultProxy:
 
     def hold(self, *ways: Way) -> None:
         """Let nothing pass on these ways (both where none is given)."""
-        self._do(lambda: [way.flowing.clear() for way in ways or (self.up, self.down)])
+
+        def held() -> None:
+            for way in ways or (self.up, self.down):
+                way.flowing.clear()
+
+        self._do(held)
 
     def swallow(self, *ways: Way) -> None:
         for way in ways or (self.up, self.down):

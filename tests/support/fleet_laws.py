@@ -8,7 +8,7 @@ A law that is broken is written down, not raised: the product may not swallow it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from deskfleet.core import session as rules
@@ -51,9 +51,7 @@ class Verdict:
 
 
 class Auditor:
-    def __init__(
-        self, verdict: Verdict, begin: Revision, is_linked: Callable[[str], bool]
-    ) -> None:
+    def __init__(self, verdict: Verdict, begin: Revision) -> None:
         self.truth = Fleet()
         self.truth.revision = begin
         self.known: set[str] = set()
@@ -68,7 +66,6 @@ class Auditor:
         """The permissions files that each session has had."""
         self.commits = 0
         self._must = verdict.must
-        self._is_linked = is_linked
         self._ran: dict[str, int] = {}
         self._places: dict[tuple[str, int], str] = {}
         self._state: dict[str, State] = {}
@@ -93,24 +90,31 @@ class Auditor:
     # What a change set may write
 
     def _check_fence(self, author: str, change_set: ChangeSet, fence: str | None) -> None:
-        if fence is None:
-            return
-        link = self.truth.link(fence)
         for change in change_set:
             if isinstance(change, Put) and isinstance(change.record, Link):
-                self._check_link(author, link, change.record)
-                link = change.record
+                self._check_link(author, change_set, change.record)
+        if fence is None:
+            return
+        opens = any(change.key == ("link", fence) and isinstance(change, Put) for change in change_set)
+        link = self.truth.link(fence)
         self._must(
-            link is not None and link.broker_id == author,
+            opens or (link is not None and link.broker_id == author),
             f"{author} writes for {fence}, whose link it does not hold",
         )
         for change in change_set:
             self._must(self._is_own(change, fence), f"{fence} changes {change.key}")
 
-    def _check_link(self, author: str, old: Link | None, new: Link) -> None:
-        opened = new.up and new.broker_id == author and new.epoch == (old.epoch if old else 0) + 1
-        lost = old is not None and not new.up and old == rules.replace(new, up=old.up)
-        self._must(opened or lost, f"{author} turns {old} into {new}")
+    def _check_link(self, author: str, change_set: ChangeSet, new: Link) -> None:
+        old = self.truth.link(new.id)
+        next_epoch = (old.epoch if old else 0) + 1
+        if new.up:
+            good = new.broker_id == author and new.epoch == next_epoch
+        elif old is not None and new.epoch == old.epoch:
+            good = old.broker_id == author and new == rules.replace(old, up=False)
+        else:
+            forgotten = any(change.key == ("server", new.id) for change in change_set)
+            good = forgotten and new.epoch == next_epoch
+        self._must(good, f"{author} turns {old} into {new}")
 
     def _is_own(self, change: Change, server_id: str) -> bool:
         """Tell whether a change made for a server is to a row of its own."""
@@ -127,9 +131,7 @@ class Auditor:
             )
         return change.key[0] == "session" and session.server_id == server_id
 
-    def _check(
-        self, author: str, change: Change, change_set: ChangeSet, fence: str | None
-    ) -> None:
+    def _check(self, author: str, change: Change, change_set: ChangeSet, fence: str | None) -> None:
         match change:
             case Put(record=Session() as new):
                 self._check_session(self.truth.session(new.id), new, change_set, fence)
@@ -145,7 +147,10 @@ class Auditor:
                 self._check_drop(id)
             case Drop(kind="server", id=id):
                 self._must(not self.truth.seats(id).taken, f"{id} is forgotten with its sessions")
-                self._must(not self._is_linked(id), f"{id} is forgotten while it is linked")
+                ended = self.truth.link(id) is None or ("link", id) in {
+                    one.key for one in change_set if isinstance(one, Put)
+                }
+                self._must(ended, f"{id} is forgotten, and its link is not")
 
     def _check_session(
         self, old: Session | None, new: Session, change_set: ChangeSet, fence: str | None
@@ -276,8 +281,13 @@ class Auditor:
 
 
 def _fence(change_set: ChangeSet) -> str | None:
-    """Return the server whose link a change set names."""
-    return next((change.key[1] for change in change_set if change.key[0] == "link"), None)
+    """Return the server for whose link a change set is written."""
+    for change in change_set:
+        if isinstance(change, Check) and change.kind == "link":
+            return change.id
+        if isinstance(change, Put) and isinstance(change.record, Link) and change.record.up:
+            return change.record.id
+    return None
 
 
 def _entry(change: Change, revision: Revision) -> Stored | Tombstone:

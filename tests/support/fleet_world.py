@@ -66,7 +66,7 @@ class World:
         self.loop.connect = self.connect
         self.store = MemoryStore()
         self.verdict = Verdict()
-        self.auditor = Auditor(self.verdict, self.store.load()[0], self.is_linked)
+        self.auditor = Auditor(self.verdict, self.store.load()[0])
         self.ids = CountedIds()
         self.slots = SLOTS[:brokers]
         self.brokers: dict[str, BrokerNode] = {}
@@ -79,8 +79,7 @@ class World:
             server[0]: (deque(maxlen=40), deque(maxlen=40)) for server in SERVERS
         }
         self.hosts = {
-            server[0]: Host(facts_of(*server), folder, self.verdict)
-            for server in SERVERS[:servers]
+            server[0]: Host(facts_of(*server), folder, self.verdict) for server in SERVERS[:servers]
         }
         for slot in self.slots:
             self.start_broker(slot)
@@ -220,7 +219,9 @@ class World:
     def begin_foreign(self, name: str, owner: str, type: Type) -> None:
         """Let a session appear that nobody asked deskfleet for."""
         self._foreign += 1
-        session = Running(session_id=f"foreign-{self._foreign}", generation=0, owner=owner, type=type)
+        session = Running(
+            session_id=f"foreign-{self._foreign}", generation=0, owner=owner, type=type
+        )
         self.hosts[name].running[session.session_id] = session
         if name in self.agents:
             self.agents[name].look_again()
@@ -381,7 +382,11 @@ class World:
         found = []
         for id in host.running:
             session = self.auditor.truth.session(id)
-            if session is None or stage(session) is not Stage.PLACED or session.server_id != host.id:
+            if (
+                session is None
+                or stage(session) is not Stage.PLACED
+                or session.server_id != host.id
+            ):
                 found.append(f"{id} runs on {host.id}, and nobody wants it: {session}")
         link = self.auditor.truth.get(Link, host.id)
         if link is None or not link.up or not self.is_linked(host.id):

@@ -128,9 +128,7 @@ async def _apply(load: Load) -> Result:
     began, spent, answered = loop.time(), _processor(), count.answers
     await _unless(failed, load.seconds)
     answers = count.answers - answered
-    result = Result(
-        answers / (loop.time() - began), (_processor() - spent) / max(1, answers)
-    )
+    result = Result(answers / (loop.time() - began), (_processor() - spent) / max(1, answers))
     failed.cancel()
     for transport in transports:
         transport.abort()

@@ -141,15 +141,12 @@ def records(draw: st.DrawFn) -> Record:
         ended_at=draw(st.sampled_from([None, NOON])),
         created_at=NOON + timedelta(draw(st.integers(0, 2))),
     )
-    return draw(
-        st.sampled_from(
-            [
-                session,
-                a_server(id, open=draw(st.booleans())),
-                some_facts(id, gpu=draw(st.sampled_from(["yes", "no"]))),
-            ]
-        )
-    )
+    choices: list[Record] = [
+        session,
+        a_server(id, open=draw(st.booleans())),
+        some_facts(id, gpu=draw(st.sampled_from(["yes", "no"]))),
+    ]
+    return draw(st.sampled_from(choices))
 
 
 def expected(kept: dict[tuple[str, str], Record]) -> dict[str, object]:
@@ -162,9 +159,7 @@ def expected(kept: dict[tuple[str, str], Record]) -> dict[str, object]:
             seats[one.server_id].add(one)
     return {
         "seats": seats,
-        "on": {
-            name: {one.id for one in alive if one.server_id == name} for name in ("n1", "n2")
-        },
+        "on": {name: {one.id for one in alive if one.server_id == name} for name in ("n1", "n2")},
         "of": {
             name: {one.id for one in sessions if one.request.owner == name}
             for name in ("alice", "bob")

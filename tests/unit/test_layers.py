@@ -38,9 +38,7 @@ BROAD_EXCEPTS = {
     "cli/main.py": "the last supervisor of a command",
     "observe.py": "a log line never makes the program fail that logs it",
 }
-BANNED = frozenset(
-    "manager managers helper helpers util utils common misc handle handles".split()
-)
+BANNED = frozenset("manager managers helper helpers util utils common misc handle handles".split())
 FIELD_NAMES = {
     # Names that others have given.
     "session_manager_agent_version": "a member of the API",
@@ -141,7 +139,9 @@ def test_only_supervisors_catch_everything() -> None:
         for node in ast.walk(tree(path)):
             if not isinstance(node, ast.ExceptHandler):
                 continue
-            caught = {"bare"} if node.type is None else set(re.findall(r"\w+", ast.unparse(node.type)))
+            caught = (
+                {"bare"} if node.type is None else set(re.findall(r"\w+", ast.unparse(node.type)))
+            )
             if caught & {"bare", "Exception", "BaseException"}:
                 broad.add(label(path))
     assert broad == set(BROAD_EXCEPTS)
@@ -152,7 +152,9 @@ def test_nothing_prints_but_the_command_line() -> None:
         f"{label(path)}:{node.lineno}"
         for path in modules()
         for node in ast.walk(tree(path))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == "print"
     ]
     assert printing == []
 
@@ -183,7 +185,9 @@ def test_log_messages_are_fixed_names_with_facts_apart() -> None:
                 continue
             texts = node.args[1:] if node.func.attr == "log" else node.args
             text = texts[0].value if texts and isinstance(texts[0], ast.Constant) else ""
-            if len(texts) != 1 or not re.fullmatch(r"[a-z]+(-[a-z]+)*\.[a-z]+(-[a-z]+)*", str(text)):
+            if len(texts) != 1 or not re.fullmatch(
+                r"[a-z0-9]+(-[a-z0-9]+)*\.[a-z0-9]+(-[a-z0-9]+)*", str(text)
+            ):
                 odd.append(f"{label(path)}:{node.lineno}")
     assert odd == []
 
@@ -216,7 +220,9 @@ def route_table(function: str) -> list[tuple[str, str, str]]:
     routes = [
         node
         for node in ast.walk(table)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Route"
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == "Route"
     ]
     rows = []
     for route in routes:

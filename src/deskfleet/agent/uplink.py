@@ -7,6 +7,7 @@ been healthy for a while, so that ten thousand agents don't come back in one mom
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Awaitable, Coroutine
@@ -134,7 +135,8 @@ class Uplink:
         facts = await self._read_facts()
         self._changed.clear()
         await _send(socket, link.hello(facts, self._loop.observed()))
-        answer = await asyncio.wait_for(self._receive(socket, link), CONNECT_SECONDS)
+        async with asyncio.timeout(CONNECT_SECONDS):
+            answer = await self._receive(socket, link)
         if isinstance(answer, Refusal):
             await asyncio.sleep(answer.retry_after_seconds)
             raise Unavailable(answer.reason)
@@ -155,16 +157,16 @@ class Uplink:
                 shot.add_done_callback(self._shots.discard)
 
     async def _report(self, socket: ClientConnection, link: AgentLink) -> None:
-        last = None
+        last, sent_at = None, 0.0
         while True:
-            observed = self._loop.observed()
-            if observed != last:
-                last = observed
-                await _send(socket, link.observation(observed, self._clock.monotonic()))
-            try:
-                await asyncio.wait_for(self._changed.wait(), FULL_SET_SECONDS)
-            except TimeoutError:
-                last = None
+            observed, now = self._loop.observed(), self._clock.monotonic()
+            if observed != last or now - sent_at >= FULL_SET_SECONDS:
+                last, sent_at = observed, now
+                await _send(socket, link.observation(observed, now))
+            # What changes nothing, a full desired set for example, must not put off the full set.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(sent_at + FULL_SET_SECONDS - now):
+                    await self._changed.wait()
             await asyncio.sleep(COALESCE_SECONDS)
             self._changed.clear()
 

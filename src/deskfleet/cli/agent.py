@@ -1,17 +1,20 @@
-"""`deskfleet agent run`: one agent, for the server it runs on."""
+"""`deskfleet agent run`: one agent, for the server it runs on.
+
+The options are handed over as environment variables to a program that takes this process's place
+(`agent_program`): the libraries that read them, and what these bring along, would be a third of
+the memory of an agent that runs for months.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from deskfleet.agent import main as agent_main
-from deskfleet.cli.program import log_to, run
-from deskfleet.settings import AgentSettings, read
+from deskfleet.settings import PREFIX
 
 app = typer.Typer(no_args_is_help=True, help="Run an agent on a server.")
 
@@ -44,28 +47,22 @@ def run_agent(
 ) -> None:
     """Run an agent until it is interrupted; its sessions live on."""
 
-    async def main(stop: asyncio.Event) -> None:
-        log_to(None, log_level)
-        settings = read(
-            AgentSettings,
-            file=config,
-            environment=os.environ,
-            flags={
-                "state": state,
-                "broker_url": broker_url,
-                "ca_file": ca_file,
-                "software_statement_path": software_statement_path,
-                "driver": driver,
-                "desktop_port": desktop_port,
-                "tags_folder": tags_folder,
-                "allow_root_sessions": allow_root_sessions or None,
-            },
-        )
-        async with agent_main.running(settings) as running:
-            typer.echo(
-                f"agent ready: server {running.server_id}, desktops on port {running.desktop_port}",
-                err=True,
-            )
-            await stop.wait()
-
-    run(main)
+    flags = {
+        "state": state,
+        "broker_url": broker_url,
+        "ca_file": ca_file,
+        "software_statement_path": software_statement_path,
+        "driver": driver,
+        "desktop_port": desktop_port,
+        "tags_folder": tags_folder,
+        "allow_root_sessions": allow_root_sessions or None,
+    }
+    program = [sys.executable, "-P", "-m", "deskfleet.cli.agent_program", log_level]
+    os.execve(  # noqa: S606 - no shell is wanted
+        sys.executable,
+        [*program, str(config)] if config else program,
+        {
+            **os.environ,
+            **{f"{PREFIX}{name.upper()}": str(v) for name, v in flags.items() if v is not None},
+        },
+    )

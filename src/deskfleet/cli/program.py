@@ -1,7 +1,8 @@
 """What the long-running commands share: one event loop, one end, one way to fail.
 
 A program ends on SIGINT or SIGTERM, in order; a set-up that can't be had ends it with its one
-sentence, and so does a store that fails. Tracebacks are for bugs.
+sentence, and so does a store that fails. Tracebacks are for bugs. Nothing here knows the libraries
+that options are read with: the agent's program does without them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-import typer
 import uvloop
 
 from deskfleet.errors import DeskfleetError, SetupFailed, StoreFailed
@@ -51,8 +51,8 @@ async def _until_stopped(main: Callable[[asyncio.Event], Coroutine[Any, Any, Non
 
 
 def fail(error: DeskfleetError) -> NoReturn:
-    typer.echo(f"deskfleet: {error.message}", err=True)
-    raise typer.Exit(CANT_RUN)
+    sys.stderr.write(f"deskfleet: {error.message}\n")
+    sys.exit(CANT_RUN)
 
 
 def _first(group: BaseExceptionGroup[Any]) -> DeskfleetError:

@@ -170,7 +170,8 @@ async def _everything(
             if statement is not None:
                 statement.unlink()
             try:
-                await asyncio.wait_for(server.linked.wait(), LINK_SECONDS)
+                async with asyncio.timeout(LINK_SECONDS):
+                    await server.linked.wait()
             except TimeoutError as error:
                 raise SetupFailed(
                     "the agent could not reach the broker on this machine; the log says why:"

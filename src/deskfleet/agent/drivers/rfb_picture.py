@@ -10,10 +10,12 @@ import socket
 import struct
 import time
 from pathlib import Path
-
-from PIL import Image
+from typing import TYPE_CHECKING
 
 from deskfleet.errors import Unavailable
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 MAX_PIXELS = 64 * 1024 * 1024
 MAX_TEXT_BYTES = 32 * 1024 * 1024
@@ -51,6 +53,8 @@ class _Look:
         missing = width * height
         while missing > 0:
             missing -= self._update(frame, width, height)
+        from PIL import Image  # noqa: PLC0415 - see pictures.py
+
         return Image.frombuffer("RGB", (width, height), bytes(frame), "raw", "BGRX", 0, 1)
 
     def _shake_hands(self) -> tuple[int, int]:

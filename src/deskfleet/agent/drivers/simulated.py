@@ -12,13 +12,16 @@ import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
-from PIL import Image, ImageDraw, ImageFont
 
 from deskfleet.agent.drivers.pictures import encode, picture_format
 from deskfleet.errors import Missing, StartFailed
 from deskfleet.ports import Clock, Picture, Running, SessionSpec
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 log = logging.getLogger(__name__)
 
@@ -150,6 +153,8 @@ def _read_all(state_dir: Path) -> list[Running]:
 
 def _screen(session: Running) -> Image.Image:
     """Return the desktop of a session: its name on a colour of its own."""
+    from PIL import Image, ImageDraw, ImageFont  # noqa: PLC0415 - see pictures.py
+
     red, green, blue = hashlib.blake2b(session.session_id.encode(), digest_size=3).digest()
     screen = Image.new("RGB", _SCREEN, (red // 2, green // 2, blue // 2))
     pen = ImageDraw.Draw(screen)

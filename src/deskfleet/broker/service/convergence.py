@@ -74,7 +74,7 @@ class AgentSession:
         self._send = send
         self._observed: tuple[Observed, ...] = ()
         self._sent: tuple[Desire, ...] | None = None
-        self._sent_at = 0.0
+        self._sent_at = house.clock.monotonic()
         self._dirty = asyncio.Event()
         self._load_written_at = house.clock.monotonic()
         self._screenshots: dict[int, asyncio.Future[Screenshot]] = {}
@@ -161,16 +161,20 @@ class AgentSession:
 
     async def converge(self) -> None:
         """Send the desired set whenever it has changed, until the link ends."""
+        clock = self._house.clock
         while True:
+            # Counted from the last set that was sent: what changes nothing must not put it off.
+            due = self._sent_at + FULL_SET_SECONDS - clock.monotonic()
             try:
-                await asyncio.wait_for(self._dirty.wait(), FULL_SET_SECONDS)
+                async with asyncio.timeout(due):
+                    await self._dirty.wait()
             except TimeoutError:
                 self._sent = None
                 await self._house.replica.catch_up()
             self._dirty.clear()
             wanted = desires(self._fleet, self.server_id, self._observed)
             if wanted != self._sent:
-                self._sent = wanted
+                self._sent, self._sent_at = wanted, clock.monotonic()
                 await self._send(self.link.desired(self._fleet.revision, wanted))
 
     # Screenshots
@@ -191,7 +195,8 @@ class AgentSession:
                     format=format,
                 )
             )
-            answer: Screenshot = await asyncio.wait_for(waiting, SCREENSHOT_SECONDS)
+            async with asyncio.timeout(SCREENSHOT_SECONDS):
+                answer: Screenshot = await waiting
         except TimeoutError as error:
             raise Unavailable("the server did not send a screenshot in time") from error
         finally:

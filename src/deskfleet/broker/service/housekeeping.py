@@ -18,7 +18,8 @@ from deskfleet.broker.service.liveness import Liveness
 from deskfleet.broker.service.placing import Placing
 from deskfleet.broker.service.replica import Replica
 from deskfleet.core.change import Change, ChangeSet, Drop, Put
-from deskfleet.core.records import Broker, Facts, Report, Server, Session
+from deskfleet.core.records import Broker, Facts, Link, Report, Server, Session
+from deskfleet.core.session import replace
 from deskfleet.errors import Unavailable
 from deskfleet.ports import Clock
 
@@ -84,7 +85,8 @@ class Housekeeping:
         """Catch up with the store regularly, and at once when poked, until cancelled."""
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._poked.wait(), every_seconds)
+                async with asyncio.timeout(every_seconds):
+                    await self._poked.wait()
             self._poked.clear()
             with contextlib.suppress(Unavailable):
                 await self._replica.catch_up()
@@ -125,17 +127,27 @@ class Housekeeping:
             if reported:
                 changes.append(Drop("report", session.id, reported))
         for server_id in self._silent_servers():
-            changes.append(Drop("server", server_id, self._fleet.revision_of(Server, server_id)))
-            told = self._fleet.revision_of(Facts, server_id)
-            if told:
-                changes.append(Drop("facts", server_id, told))
+            changes += self._forget_server(server_id)
         return None, tuple(changes)
 
-    def _silent_servers(self) -> list[str]:
-        """Return the empty servers that have been silent for too long, by our own clock.
+    def _forget_server(self, server_id: str) -> list[Change]:
+        """Return what forgets a server, and supersedes a link that somebody holds all the same.
 
         The link's record stays: its epoch must keep growing when the agent comes back.
         """
+        fleet = self._fleet
+        changes: list[Change] = [Drop("server", server_id, fleet.revision_of(Server, server_id))]
+        told = fleet.revision_of(Facts, server_id)
+        if told:
+            changes.append(Drop("facts", server_id, told))
+        link = fleet.link(server_id)
+        if link is not None:
+            ended = replace(link, epoch=link.epoch + 1, up=False)
+            changes.append(Put(ended, fleet.revision_of(Link, server_id)))
+        return changes
+
+    def _silent_servers(self) -> list[str]:
+        """Return the empty servers that have been silent for too long, by our own clock."""
         now = self._clock.monotonic()
         silent = {
             server.id: self._silent_since.get(server.id, now)

@@ -82,6 +82,7 @@ def take_observed(
     """Draw the consequences of a whole observed set."""
     changes: list[Change] = []
     taken: set[str] = set()
+    adopted = 0
     for one in observed:
         if one.report.id in taken:
             continue
@@ -93,9 +94,16 @@ def take_observed(
         )
         session = fleet.session(report.id)
         if session is None:
-            changes += _adopt(fleet, server_id, one, report, now)
+            found = _adopt(fleet, server_id, one, report, now)
+            adopted += bool(found)
+            changes += found
         elif is_about(report, session) and stage(session) is not Stage.ENDED:
             changes += _take_report(fleet, session, report, now, retries=retries)
+    server = fleet.server(server_id)
+    if adopted and server is not None:
+        # Seats are taken: whoever is placing a session on this server must look again.
+        counted = replace(server, placements=server.placements + adopted)
+        changes.append(Put(counted, fleet.revision_of(Server, server_id)))
     return changes
 
 

@@ -73,7 +73,8 @@ class Agents:
 
         async def send(message: FromBroker) -> None:
             try:
-                await asyncio.wait_for(socket.send_text(encode(message).decode()), SEND_SECONDS)
+                async with asyncio.timeout(SEND_SECONDS):
+                    await socket.send_text(encode(message).decode())
             except (WebSocketDisconnect, RuntimeError, OSError) as error:
                 raise Unavailable("the server was lost meanwhile") from error
 
@@ -92,7 +93,8 @@ class Agents:
                 await socket.close(GOING_AWAY)
 
     async def _serve(self, socket: WebSocket, agent: AgentSession) -> None:
-        first = await asyncio.wait_for(_text(socket), HELLO_SECONDS)
+        async with asyncio.timeout(HELLO_SECONDS):
+            first = await _text(socket)
         await self._house.links.greet(agent, decode_from_agent(first))
         tasks = [
             asyncio.create_task(self._hear(socket, agent)),
@@ -112,7 +114,8 @@ class Agents:
         silence = agent.link.heartbeat_seconds
         while True:
             try:
-                text = await asyncio.wait_for(_text(socket), silence)
+                async with asyncio.timeout(silence):
+                    text = await _text(socket)
             except TimeoutError:
                 if agent.link.is_silent(self._house.clock.monotonic()):
                     raise ProtocolError("the agent is silent") from None

@@ -1,0 +1,46 @@
+"""What `deskfleet agent run` becomes: the agent, with nothing around it.
+
+Settings come from the environment and, where one is named, a file. Law: no library is loaded that
+an agent at rest has no use for, so that it stays below 60 MB; `tests/bench` looks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from deskfleet.cli.program import log_to, run
+from deskfleet.settings import AgentSettings, read
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run an agent until it is interrupted; `arguments` are a log level and perhaps a TOML file."""
+    level, *files = arguments
+    # httpx has a command line of its own, which brings rich and pygments: it takes this for "not
+    # installed", and does without.
+    cast(Any, sys.modules)["httpx._main"] = None
+    from deskfleet.agent import main as agent_main  # noqa: PLC0415 - after the line above
+
+    async def serve(stop: asyncio.Event) -> None:
+        log_to(None, level)
+        settings = read(
+            AgentSettings,
+            file=Path(files[0]) if files else None,
+            environment=os.environ,
+            flags={},
+        )
+        async with agent_main.running(settings) as agent:
+            sys.stderr.write(
+                f"agent ready: server {agent.server_id}, desktops on port {agent.desktop_port}\n"
+            )
+            await stop.wait()
+
+    run(serve)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

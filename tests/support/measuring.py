@@ -1,0 +1,49 @@
+"""What benches share: medians, memory, and how a figure is told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import median, quantiles
+
+MB = 2**20
+
+
+def told(title: str, **figures: object) -> None:
+    """Print a figure and what it was made from, for whoever runs the benches."""
+    told_as = (
+        f"{value:.3g}" if isinstance(value, float) else str(value) for value in figures.values()
+    )
+    print(
+        f"\n{title}: "
+        + ", ".join(
+            f"{name.replace('_', ' ')} {value}"
+            for name, value in zip(figures, told_as, strict=True)
+        )
+    )
+
+
+def spread(values: Iterable[float]) -> str:
+    """Return the median with the quartiles around it."""
+    low, middle, high = quantiles(sorted(values), n=4)
+    return f"{middle:.3g} ({low:.3g} to {high:.3g})"
+
+
+def ratio(above: Iterable[float], below: Iterable[float]) -> float:
+    """Return the median of the ratios of pairs that were measured side by side."""
+    return median(one / other for one, other in zip(above, below, strict=True))
+
+
+def resident(pid: int) -> float:
+    """Return the memory that a process holds, in MB, all that it shares with others included."""
+    return _rollup(pid, "Rss:")
+
+
+def proportional(pid: int) -> float:
+    """Return the memory of a process in MB, of shared pages only its part."""
+    return _rollup(pid, "Pss:")
+
+
+def _rollup(pid: int, field: str) -> float:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 / MB for line in lines if line.startswith(field))
