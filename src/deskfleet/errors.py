@@ -5,7 +5,9 @@ DeskfleetError
 │   ├── RequirementsInvalid
 │   └── PermissionsInvalid
 ├── Unauthenticated      say who you are
+│   └── InvalidToken     get another token
 ├── Forbidden            ask for a right you lack
+│   └── InsufficientScope
 ├── Missing              nothing is there (or you may not know that it is)
 ├── Conflict             look again: the state forbids it now
 ├── TooLarge             send less
@@ -69,10 +71,28 @@ class Unauthenticated(DeskfleetError):
     code = "access.unauthenticated"
 
 
+class InvalidToken(Unauthenticated):
+    """The token is not valid."""
+
+    code = "access.token"
+
+
 class Forbidden(DeskfleetError):
     """You may not do this."""
 
     code = "access.forbidden"
+
+
+class InsufficientScope(Forbidden):
+    """The token has not the scope that is wanted here."""
+
+    code = "access.scope"
+    scope = ""
+    """What is wanted; the client is told."""
+
+    def __init__(self, message: str | None = None, *, scope: str = "") -> None:
+        super().__init__(message)
+        self.scope = scope
 
 
 class Missing(DeskfleetError):

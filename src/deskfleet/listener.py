@@ -26,6 +26,9 @@ MAX_WEBSOCKET_BYTES = 4 * 1024 * 1024
 MAX_HEAD_BYTES = 256 * 1024
 """Of a request, before its body; counted in whole reads, which may hold more than the head."""
 HEAD_SECONDS = 10.0
+HANDSHAKE_SECONDS = 10.0
+GOODBYE_SECONDS = 5.0
+"""For a peer to hang up its side of TLS, and to take what is still to be sent."""
 
 
 def bind(host: str, port: int, what: str) -> socket.socket:
@@ -104,6 +107,29 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen as uvicorn does, with limits for TLS, for which it has no settings."""
+        config, loop = self.config, asyncio.get_running_loop()
+
+        def connection() -> asyncio.Protocol:
+            protocol: asyncio.Protocol = _Http(
+                config=config, server_state=self.server_state, app_state=self.lifespan.state
+            )
+            return protocol
+
+        self.servers = [
+            await loop.create_server(
+                connection,
+                sock=one,
+                ssl=config.ssl,
+                backlog=config.backlog,
+                ssl_handshake_timeout=HANDSHAKE_SECONDS,
+                ssl_shutdown_timeout=GOODBYE_SECONDS,
+            )
+            for one in sockets or ()
+        ]
+        self.started = True
 
 
 @contextlib.asynccontextmanager

@@ -46,6 +46,18 @@ class BrokerSettings:
     agent_host: str = _setting("0.0.0.0", "address that agents connect to")  # noqa: S104
     agent_port: int = _setting(AGENT_PORT, "port that agents connect to; 0 takes a free one")
     advertise: str = _setting("", "host name by which other brokers reach this one")
+    enable_authorization: bool = _setting(
+        default=True, meaning="false: whoever reaches the port may use the API, without a token"
+    )
+    enable_authorization_server: bool = _setting(
+        default=True, meaning="false: only tokens of registered authorization servers open the API"
+    )
+    max_api_requests_per_second: int = _setting(
+        1000, "calls of one API client; 0 for no limit; each broker counts for itself"
+    )
+    enable_throttling_forwarded_for_header: bool = _setting(
+        default=False, meaning="believe the last address in X-Forwarded-For, where it is counted"
+    )
     create_sessions_queue_max_size: int = _setting(1000, "requests that may wait for a place")
     create_sessions_queue_max_time_seconds: int = _setting(1800, "how long a request waits")
     create_sessions_number_of_retries_on_failure: int = _setting(

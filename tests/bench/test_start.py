@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import secrets
 import select
 import subprocess
 import time
@@ -15,6 +16,7 @@ from statistics import median
 import pytest
 
 from deskfleet.agent.drivers.desktops import ICEWM, installed_desktop
+from deskfleet.agent.drivers.leader.x_client import XConnection
 from support.measuring import spread, told
 from support.programs import Portal, up
 from support.sessions import need_xvnc, xvnc_folder
@@ -69,7 +71,8 @@ def bare_start(folder: Path, owner: pwd.struct_passwd) -> float:
     preferences, authority = folder / "preferences", folder / "Xauthority"
     assert ICEWM.settings is not None
     preferences.write_text(ICEWM.settings.text)
-    authority.write_bytes(cookie_entry())
+    cookie = secrets.token_bytes(16)
+    authority.write_bytes(cookie_entry(cookie))
     for path in (folder, preferences, authority):
         os.chown(path, owner.pw_uid, owner.pw_gid)
     with ExitStack() as stack:
@@ -83,13 +86,16 @@ def bare_start(folder: Path, owner: pwd.struct_passwd) -> float:
         }
         manager = ["icewm", f"--config={preferences}"]
         stack.enter_context(child(manager, environment, owner))
-        watcher = ["xprop", "-root", "-spy", "_NET_SUPPORTING_WM_CHECK"]
-        watching = stack.enter_context(child(watcher, environment, owner))
-        assert watching.stdout is not None
-        for line in watching.stdout:
-            if "window id" in line:
-                break
-        return time.perf_counter() - began
+        watching = XConnection(int(number), cookie, readable, None)
+        watching.prepare_root()
+        watching.wait_for_window_manager(time.monotonic() + LIMIT_SECONDS)
+        took = time.perf_counter() - began
+        watching.close()
+        return took
+
+
+def readable(descriptor: int, _deadline: float | None) -> None:
+    assert select.select([descriptor], [], [], LIMIT_SECONDS)[0], "nothing came"
 
 
 @contextmanager
@@ -101,7 +107,7 @@ def x_server(folder: Path, authority: Path, owner: pwd.struct_passwd) -> Iterato
     argv += ["-dpi", "96", "-auth", str(authority)]
     try:
         with child(argv, {"HOME": owner.pw_dir, "PATH": os.environ["PATH"]}, owner, keeps=writing):
-            assert select.select([reading], [], [], LIMIT_SECONDS)[0], "Xvnc did not start"
+            readable(reading, None)
             yield os.read(reading, 16).decode().strip()
     finally:
         os.close(reading)

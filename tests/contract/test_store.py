@@ -269,6 +269,15 @@ def test_compaction_without_tombstones_costs_no_reader_anything(store: Store) ->
         store.changes(revision)
 
 
+def test_a_glance_tells_the_newest_revision_of_all_handles(store: Store, another: Open) -> None:
+    other = another()
+    for number in range(20):
+        revision = commit(store if number % 2 else other, Put(broker(f"b{number}"), ABSENT))
+        assert store.glance() == other.glance() == revision
+    store.commit([(Check("broker", "b0", ABSENT),)])
+    assert store.glance() == revision == store.changes(revision)[0]
+
+
 def test_a_reader_ahead_of_the_store_must_load(store: Store) -> None:
     revision, _ = store.load()
     with pytest.raises(Compacted):

@@ -124,7 +124,10 @@ class FleetMachine(RuleBasedStateMachine):
 
     # Machines
 
-    @rule(name=server, fate=st.sampled_from(("fail", "fail", "hang", "hang", "die", "break")))
+    @rule(
+        name=server,
+        fate=st.sampled_from(("fail", "fail", "hang", "hang", "die", "die-soon", "break")),
+    )
     def plan_start(self, name: str, fate: str) -> None:
         self.world.hosts[name].next_starts.append(fate)
 
@@ -132,7 +135,7 @@ class FleetMachine(RuleBasedStateMachine):
     def plan_stop(self, name: str, fate: str) -> None:
         self.world.hosts[name].next_stops.append(fate)
 
-    @rule(name=server, fate=st.sampled_from(("ok", "fail", "die")))
+    @rule(name=server, fate=st.sampled_from(("ok", "fail", "die", "die-soon")))
     def come_through(self, name: str, fate: str) -> None:
         self.world.resolve(name, fate)
 

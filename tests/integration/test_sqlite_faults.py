@@ -337,6 +337,21 @@ def test_waiting_in_vain_is_unavailable_and_writes_nothing(path: Path) -> None:
     store.close()
 
 
+def test_a_glance_waits_for_nobody_and_sees_only_what_is_committed(path: Path) -> None:
+    store = SqlStore(url_of(path))
+    other = sqlite3.connect(path, isolation_level=None)
+    before = store.glance()
+    assert before is not None
+    other.execute("BEGIN IMMEDIATE")
+    other.execute("UPDATE counter SET revision = revision + 1")
+    assert store.glance() == before
+    other.execute("COMMIT")
+    assert store.glance() == before + 1
+    other.close()
+    store.close()
+    assert store.glance() is None
+
+
 def test_a_newer_schema_is_refused(path: Path) -> None:
     SqlStore(url_of(path)).close()
     with sqlite3.connect(path) as raw:

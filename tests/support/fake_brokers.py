@@ -18,11 +18,12 @@ from starlette.websockets import WebSocket
 
 from deskfleet.broker.service.access import Access
 from deskfleet.broker.service.convergence import Convergence, Links
+from deskfleet.broker.service.external_tokens import ExternalTokens
 from deskfleet.broker.service.house import House
 from deskfleet.broker.service.housekeeping import Housekeeping, Pokes, Retention
 from deskfleet.broker.service.liveness import Liveness
 from deskfleet.broker.service.paging import Paging
-from deskfleet.broker.service.placing import Placing, QueueLimits
+from deskfleet.broker.service.placing import Placing
 from deskfleet.broker.service.replica import Replica
 from deskfleet.broker.service.screenshots import Screenshots
 from deskfleet.broker.service.servers import Servers
@@ -30,6 +31,7 @@ from deskfleet.broker.service.sessions import Sessions
 from deskfleet.broker.stores.memory import MemoryStore
 from deskfleet.broker.web.agents import Agents
 from deskfleet.core.change import ChangeSet, Stored, Tombstone
+from deskfleet.core.queue import QueueLimits
 from deskfleet.core.records import Broker, Revision
 from deskfleet.errors import Stale, StoreFailed, Unavailable
 from deskfleet.ports import Ids, Lost
@@ -198,10 +200,10 @@ class BrokerNode:
         self.housekeeping = Housekeeping(replica, self.liveness, self.placing, clock, me, RETENTION)
         self._pokes = Pokes(self.liveness, poke)
         replica.after_commit(self._pokes.want)
-        replica.subscribe(self._look_for_places)
         house = House(
             replica=replica,
             access=access,
+            external=cast(ExternalTokens, None),
             sessions=self.sessions,
             servers=self.servers,
             screenshots=cast(Screenshots, None),
@@ -212,10 +214,6 @@ class BrokerNode:
             ids=ids,
         )
         self._agents = Agents(house)
-
-    def _look_for_places(self, _entries: object) -> None:
-        if self.replica.fleet.waiting():
-            self.placing.look_again()
 
     async def run(self) -> None:
         await self.replica.load()

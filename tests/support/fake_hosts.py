@@ -41,7 +41,8 @@ class Host:
         self.busy: set[str] = set()
         self.hung: dict[str, asyncio.Future[str]] = {}
         self.next_starts: deque[str] = deque()
-        """Each `fail`, `hang` or `die`; without any a start succeeds at once."""
+        """Each `fail`, `hang`, `break`, `die` (before the start has returned) or `die-soon` (after it);
+        without any a start succeeds at once."""
         self.next_stops: deque[str] = deque()
         """Each `hang` or `break`."""
         self.ran: set[tuple[str, int]] = set()
@@ -120,6 +121,8 @@ class FakeDriver:
             host.put(spec, self._clock)
             if fate == "die":
                 self.end(id, "it died at once")
+            elif fate == "die-soon":
+                asyncio.get_running_loop().call_soon(self.end, id, "it died soon")
         finally:
             self._free(id)
 

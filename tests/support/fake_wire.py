@@ -84,7 +84,6 @@ class Line:
         loop: VirtualLoop,
         server_id: str,
         broker: str,
-        ping_seconds: float | None,
         said: Said,
         told: Said,
     ) -> None:
@@ -100,8 +99,7 @@ class Line:
         self.agent_knows_end = False
         self.broker_knows_end = False
         self._loop = loop
-        self._ping_seconds = ping_seconds
-        """After so long the agent's side notices that its peer is gone; None: never."""
+        self._pings: list[asyncio.Future[float]] = []
 
     def say(self, text: str) -> None:
         """Send from the agent's end."""
@@ -145,8 +143,21 @@ class Line:
             self.down.close()
             return
         self.up.swallowed = True
-        if self._ping_seconds is not None:
-            self._loop.call_later(self._ping_seconds, self.cut)
+
+    def ping(self) -> asyncio.Future[float]:
+        """Ask the broker's end for a sign of life, which comes as soon as the line lets it."""
+        pong: asyncio.Future[float] = self._loop.create_future()
+        self._pings.append(pong)
+        if not self.up.held and not self.down.held:
+            self._pong()
+        return pong
+
+    def _pong(self) -> None:
+        if self.is_whole:
+            for pong in self._pings:
+                if not pong.done():
+                    pong.set_result(0.0)
+            self._pings.clear()
 
     def hang_up(self) -> None:
         """Close the agent's end; the broker reads what is under way, and then sees it."""
@@ -158,6 +169,7 @@ class Line:
     def flush(self) -> None:
         self.up.release()
         self.down.release()
+        self._pong()
         if self.agent_knows_end:
             self.broker_knows_end = True
             self.up.close()
@@ -186,6 +198,11 @@ class AgentEnd:
         if self._line.agent_knows_end:
             raise ConnectionClosedError(None, None)
         self._line.say(content.decode())
+
+    async def ping(self) -> asyncio.Future[float]:
+        if self._line.agent_knows_end:
+            raise ConnectionClosedError(None, None)
+        return self._line.ping()
 
 
 class BrokerEnd:

@@ -13,10 +13,10 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from deskfleet.broker.service.placing import Outcome
 from deskfleet.broker.service.servers import Closing, Failure
 from deskfleet.broker.service.sessions import Deletion, PermissionsUpdate
 from deskfleet.core.placement import Refusal
+from deskfleet.core.queue import Outcome
 from deskfleet.core.records import Session, SessionRequest
 from deskfleet.core.session import Stage, State, stage
 from deskfleet.errors import StoreFailed, Unavailable
@@ -31,6 +31,8 @@ class Clients:
         self._must = world.verdict.must
         self._turning: Counter[str] = Counter()
         """Calls under way that open or close a server."""
+        self._turned: Counter[str] = Counter()
+        """All such calls."""
         self._updates = 0
         self.created: dict[str, None] = {}
         """What some client was told to have been created."""
@@ -96,10 +98,13 @@ class Clients:
     ) -> None:
         alone = not self._turning[server_id]
         self._turning[server_id] += 1
+        self._turned[server_id] += 1
+        count = self._turned[server_id]
 
         def answered(answers: list[Failure | None]) -> None:
             server = self._auditor.truth.server(server_id)
-            if answers == [None] and alone and self._turning[server_id] == 1 and server is not None:
+            undisturbed = alone and count == self._turned[server_id]
+            if answers == [None] and undisturbed and server is not None:
                 self._must(server.open is opened, f"{server_id} is not {opened} as was answered")
 
         task = self._call(node, call, answered)

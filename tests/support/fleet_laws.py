@@ -308,6 +308,11 @@ def portrait(fleet: Fleet) -> dict[str, Any]:
         "on_server": {id: set(ids) for id, ids in fleet._on_server.items()},
         "of_owner": {owner: set(ids) for owner, ids in fleet._of_owner.items()},
         "tagged": {tag: set(ids) for tag, ids in fleet._tagged.items()},
-        "waiting": set(fleet._waiting),
-        "order": fleet._order,
+        "waiting": list(fleet._waiting.values()),
+        "order": {kind: list(order.values()) for kind, order in fleet._order.items()},
+        "ranks": [rank[:3] for rank in fleet.candidates.ranked()],
+        "candidates": {
+            id: (one.server, one.facts, one.seats, one.load)
+            for id, one in fleet.candidates._each.items()
+        },
     }

@@ -245,9 +245,9 @@ class World:
         """Stand for `websockets.connect`."""
         return _Connecting(self, url, how)
 
-    def open_line(self, slot: str, server_id: str, ping_seconds: float | None) -> Line:
+    def open_line(self, slot: str, server_id: str) -> Line:
         said, told = self._heard[server_id]
-        line = Line(self.loop, server_id, self.brokers[slot].name, ping_seconds, said, told)
+        line = Line(self.loop, server_id, self.brokers[slot].name, said, told)
         self.lines = [old for old in self.lines if not old.is_over]
         self.lines.append(line)
         self.brokers[slot].take(line)
@@ -416,10 +416,8 @@ class _Connecting:
         if node.commits.paused:
             await asyncio.sleep(self._how["open_timeout"])
             raise TimeoutError
-        interval, limit = self._how.get("ping_interval", 20), self._how.get("ping_timeout", 20)
-        ping_seconds = None if interval is None or limit is None else interval + limit
         server_id = self._how["additional_headers"]["Authorization"].removeprefix("Bearer ")
-        line = self._world.open_line(self._slot, server_id, ping_seconds)
+        line = self._world.open_line(self._slot, server_id)
         self._end = AgentEnd(line)
         return self._end
 

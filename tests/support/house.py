@@ -10,21 +10,23 @@ import functools
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, cast
+from typing import Any
 
 from deskfleet.broker.service.access import Access
 from deskfleet.broker.service.convergence import AgentSession, Convergence, Links
 from deskfleet.broker.service.housekeeping import Housekeeping, Retention
 from deskfleet.broker.service.liveness import Liveness
-from deskfleet.broker.service.placing import Placing, QueueLimits
+from deskfleet.broker.service.placing import Placing
 from deskfleet.broker.service.replica import Replica
 from deskfleet.broker.service.screenshots import Screenshots, Shot, Wish
 from deskfleet.broker.service.servers import Servers
 from deskfleet.broker.service.sessions import Sessions
+from deskfleet.broker.service.signing_keys import fresh_key
 from deskfleet.broker.stores.group_commit import GroupCommit
 from deskfleet.broker.stores.memory import MemoryStore
 from deskfleet.core.change import Put
 from deskfleet.core.placement import Refusal
+from deskfleet.core.queue import QueueLimits
 from deskfleet.core.records import (
     Broker,
     Facts,
@@ -48,7 +50,7 @@ from deskfleet.wire.messages import (
     Observed,
     Welcome,
 )
-from support.builders import FakeClock, FastSigner, some_facts
+from support.builders import NOON, FakeClock, FastSigner, some_facts
 
 BEAT_SECONDS = 3.0
 GRACE_SECONDS = 0.02
@@ -59,8 +61,7 @@ LIMIT_SECONDS = 20.0
 @functools.cache
 def signing_key() -> SigningKey:
     """Make one key for all tests: it takes a good part of a second."""
-    access = Access(Replica(cast(Any, None)), FakeClock(), SystemIds(), FastSigner())
-    return access._fresh_key("first")
+    return fresh_key("first", FastSigner(), NOON)
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,6 @@ async def a_house(
     links = Links(
         Convergence(replica, clock, broker_id, 10.0, RETRIES), grace_seconds=GRACE_SECONDS
     )
-    replica.subscribe(lambda _entries: placing.look_again() if replica.fleet.waiting() else None)
     placer = asyncio.create_task(placing.run())
     house = TestHouse(
         broker=broker,

@@ -13,7 +13,6 @@ import ssl
 import subprocess
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import cast
 
 import msgspec
@@ -78,13 +77,16 @@ class _Connection(asyncio.Protocol):
         self._transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
+        if not self._got and not data.startswith(b"HTTP/1.1 200 "):
+            self._fail(f"another answer: {data[:300]!r}")
+            return
         self._got = self._got + data if self._got else data
         if not self._expected:
             self._expected = _length(self._got)
         if not self._expected or len(self._got) < self._expected:
             return
-        if len(self._got) > self._expected or not self._got.startswith(b"HTTP/1.1 200 "):
-            self._fail(f"an answer of another kind: {self._got[:300]!r}")
+        if len(self._got) > self._expected:
+            self._fail("an answer of another length")
             return
         self._got = b""
         self._count.answers += 1

@@ -9,24 +9,24 @@ from statistics import median, quantiles
 MB = 2**20
 
 
-def told(title: str, **figures: object) -> None:
+def told(title: str, **figures: float | str) -> None:
     """Print a figure and what it was made from, for whoever runs the benches."""
-    told_as = (
-        f"{value:.3g}" if isinstance(value, float) else str(value) for value in figures.values()
-    )
-    print(
-        f"\n{title}: "
-        + ", ".join(
-            f"{name.replace('_', ' ')} {value}"
-            for name, value in zip(figures, told_as, strict=True)
-        )
-    )
+    parts = [
+        f"{name.replace('_', ' ')} {_short(value) if isinstance(value, float) else value}"
+        for name, value in figures.items()
+    ]
+    print(f"\n{title}: {', '.join(parts)}")
 
 
 def spread(values: Iterable[float]) -> str:
     """Return the median with the quartiles around it."""
     low, middle, high = quantiles(sorted(values), n=4)
-    return f"{middle:.3g} ({low:.3g} to {high:.3g})"
+    return f"{_short(middle)} ({_short(low)} to {_short(high)})"
+
+
+def _short(value: float) -> str:
+    """Print three digits, or all that stand before the point."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def ratio(above: Iterable[float], below: Iterable[float]) -> float:

@@ -97,7 +97,11 @@ def announced(line: str, state: Path) -> LiveBroker:
 
 @contextmanager
 def up(
-    state: Path, *more: str, driver: str = "simulated", ports: tuple[int, int, int] = (0, 0, 0)
+    state: Path,
+    *more: str,
+    driver: str = "simulated",
+    ports: tuple[int, int, int] = (0, 0, 0),
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[tuple[Program, LiveBroker]]:
     """Run `deskfleet up` on free ports."""
     state.parent.mkdir(parents=True, exist_ok=True)
@@ -106,6 +110,7 @@ def up(
     program = Program(
         ["up", "--state", str(state), "--driver", driver, "--output", "json", *chosen, *more],
         state.parent / f"{state.name}.stderr",
+        environment,
     )
     try:
         yield program, announced(program.first_line(), state)

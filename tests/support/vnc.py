@@ -69,7 +69,7 @@ def x_desktop(folder: Path, *, geometry: str = "1000x700") -> Iterator[XDesktop]
     """Start Xvnc and icewm, and end both."""
     folder.mkdir(parents=True, exist_ok=True)
     authority = folder / "Xauthority"
-    authority.write_bytes(cookie_entry())
+    authority.write_bytes(cookie_entry(secrets.token_bytes(16)))
     authority.chmod(0o600)
     with ExitStack() as stack:
         number = stack.enter_context(_xvnc(folder, authority, geometry))
@@ -97,9 +97,9 @@ def terminal(desktop: XDesktop) -> Iterator[None]:
         yield
 
 
-def cookie_entry() -> bytes:
+def cookie_entry(cookie: bytes) -> bytes:
     """An Xauthority entry of the wild family, which fits whatever number Xvnc picks."""
-    parts = (b"", b"", b"MIT-MAGIC-COOKIE-1", secrets.token_bytes(16))
+    parts = (b"", b"", b"MIT-MAGIC-COOKIE-1", cookie)
     return struct.pack(">H", 0xFFFF) + b"".join(
         struct.pack(">H", len(part)) + part for part in parts
     )

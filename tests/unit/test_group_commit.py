@@ -310,6 +310,7 @@ def test_a_failed_store_is_told_to_everyone_and_never_asked_again() -> None:
         assert [str(result) for result in results] == ["the disk is on fire"] * 4
         asked = len(store.calls)
         store.raising = None
+        assert group.glance() is None
         with pytest.raises(StoreFailed, match="on fire"):
             await group.commit(put("third"))
         with pytest.raises(StoreFailed, match="on fire"):
@@ -364,6 +365,7 @@ def test_closing_finishes_what_waits_and_refuses_what_comes() -> None:
         await asyncio.sleep(0)
         closing = [asyncio.create_task(group.close()) for _ in range(2)]
         await asyncio.sleep(0)
+        assert group.glance() is None
         with pytest.raises(StoreFailed, match="closed"):
             await group.commit(put("late"))
         assert not store.closed

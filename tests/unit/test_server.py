@@ -67,7 +67,7 @@ class TestSeats:
         (some_facts(max_sessions_per_user=1), seats("a"), False),
     ],
 )
-def test_full_means_that_nobody_fits(facts: Facts, taken: Seats, full: bool) -> None:
+def test_full_means_that_nobody_fits(facts: Facts, taken: Seats, *, full: bool) -> None:
     assert is_full(facts, taken) is full
 
 

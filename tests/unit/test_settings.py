@@ -74,7 +74,7 @@ class TestKinds:
     @pytest.mark.parametrize(
         ("text", "truth"), [("true", True), ("1", True), ("no", False), ("FALSE", False)]
     )
-    def test_words_for_truth(self, text: str, truth: bool) -> None:
+    def test_words_for_truth(self, text: str, *, truth: bool) -> None:
         settings = read(
             AgentSettings, file=None, environment={"DESKFLEET_ALLOW_ROOT_SESSIONS": text}, flags={}
         )
@@ -131,4 +131,4 @@ def test_every_setting_says_what_it_means(kind: type[BrokerSettings | AgentSetti
     rows = describe(kind)
     assert [name for name, _, _ in rows] == [field.name for field in dataclasses.fields(kind)]
     assert all(meaning for _, _, meaning in rows)
-    assert dict((name, default) for name, default, _ in rows)["state"] == ""
+    assert {name: default for name, default, _ in rows}["state"] == ""

@@ -209,8 +209,9 @@ class Loop:
     def _ended(self, session_id: str, reason: str) -> None:
         """Take note of a session that ended by itself."""
         self._presence.forget(session_id)
-        entry = self._journal.entries.get(session_id)
-        if entry is not None and session_id not in self._tasks:
+        entry, task = self._journal.entries.get(session_id), self._tasks.get(session_id)
+        # A step that is done, and only not told of yet, takes note of nothing any more.
+        if entry is not None and (task is None or task.done()):
             log.info("session.ended", extra={"session_id": session_id, "reason": reason})
             self._note(session_id, entry.spec, Phase.ENDED, reason)
         self._on_change()

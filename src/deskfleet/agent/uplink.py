@@ -1,7 +1,9 @@
 """Holds one link to a broker, for ever: connects, speaks, and connects again.
 
-Waiting between attempts grows up to a minute with full jitter, and starts over once a link has
-been healthy for a while, so that ten thousand agents don't come back in one moment.
+Waiting between attempts grows with full jitter, and starts over once a link has been healthy for
+a while, so that ten thousand agents don't come back in one moment. It grows to a minute where
+brokers don't answer in time, which may be for want of breath, and to seconds where they do, even
+if by refusing: whoever flaps is found again as soon as it stops.
 """
 
 from __future__ import annotations
@@ -39,9 +41,13 @@ log = logging.getLogger(__name__)
 
 FIRST_WAIT_SECONDS = 0.25
 LONGEST_WAIT_SECONDS = 60.0
+LONGEST_WAIT_AFTER_ANSWER_SECONDS = 4.0
 HEALTHY_SECONDS = 60.0
 CONNECT_SECONDS = 10.0
-PING_SECONDS = 15.0
+ANSWER_SECONDS = 5.0
+"""An attempt that fails sooner had an answer of some kind."""
+CLOSE_SECONDS = 1.0
+PING_BEATS = 1.5
 """How often a broker has to show that it is there; it is given up after two of these."""
 COALESCE_SECONDS = 0.005
 """Changes within this time go in one observation."""
@@ -102,12 +108,16 @@ class Uplink:
                 # An agent without a link is of no use; whatever it was, the next link may hold.
                 log.exception("link.failed", extra={"url": self._door.url})
             finally:
+                was_linked = self.linked.is_set()
                 self.linked.clear()
-            if self._clock.monotonic() - began > HEALTHY_SECONDS:
+            lasted = self._clock.monotonic() - began
+            if lasted > HEALTHY_SECONDS:
                 wait = FIRST_WAIT_SECONDS
             self._door.turn()
             await asyncio.sleep(random.uniform(0, wait))  # noqa: S311
-            wait = min(LONGEST_WAIT_SECONDS, wait * 2)
+            answered = was_linked or lasted < ANSWER_SECONDS
+            longest = LONGEST_WAIT_AFTER_ANSWER_SECONDS if answered else LONGEST_WAIT_SECONDS
+            wait = min(longest, wait * 2)
 
     async def _hold(self) -> None:
         token = await self._door.token(self._identity)
@@ -119,8 +129,8 @@ class Uplink:
             compression=None,
             max_size=MAX_MESSAGE_BYTES,
             open_timeout=CONNECT_SECONDS,
-            ping_interval=PING_SECONDS,
-            ping_timeout=PING_SECONDS,
+            close_timeout=CLOSE_SECONDS,
+            ping_interval=None,
             proxy=None,
         ) as socket:
             link = AgentLink(self._clock.monotonic())
@@ -128,7 +138,10 @@ class Uplink:
             log.info("link.opened", extra={"url": self._door.url, "epoch": link.epoch})
             self.linked.set()
             await first_end(
-                self._listen(socket, link), self._report(socket, link), self._beat(socket, link)
+                self._listen(socket, link),
+                self._report(socket, link),
+                self._beat(socket, link),
+                self._watch(socket, link),
             )
 
     async def _greet(self, socket: ClientConnection, link: AgentLink) -> None:
@@ -184,6 +197,17 @@ class Uplink:
                 heartbeat = link.heartbeat(now)
                 if heartbeat is not None:
                     await _send(socket, heartbeat)
+
+    async def _watch(self, socket: ClientConnection, link: AgentLink) -> None:
+        """See that the broker is there, at the pace that it set itself."""
+        limit = PING_BEATS * link.heartbeat_seconds
+        while True:
+            try:
+                async with asyncio.timeout(limit):
+                    await (await socket.ping())
+            except TimeoutError as error:
+                raise Unavailable("the broker is silent") from error
+            await asyncio.sleep(limit)
 
     async def _shoot(self, socket: ClientConnection, wish: TakeScreenshot) -> None:
         try:

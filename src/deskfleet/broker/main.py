@@ -16,21 +16,28 @@ from typing import Any
 import httpx
 
 from deskfleet.broker.service.access import Access
+from deskfleet.broker.service.auth_servers import AuthServers
 from deskfleet.broker.service.convergence import Convergence, Links
+from deskfleet.broker.service.external_tokens import ExternalTokens
 from deskfleet.broker.service.house import House
 from deskfleet.broker.service.housekeeping import Housekeeping, Pokes, Retention
+from deskfleet.broker.service.key_sets import KeySets
 from deskfleet.broker.service.liveness import Liveness
 from deskfleet.broker.service.paging import Paging
-from deskfleet.broker.service.placing import Placing, QueueLimits
+from deskfleet.broker.service.placing import Placing
 from deskfleet.broker.service.replica import Replica
 from deskfleet.broker.service.screenshots import Screenshots
 from deskfleet.broker.service.servers import Servers
 from deskfleet.broker.service.sessions import Sessions
 from deskfleet.broker.stores.group_commit import GroupCommit
 from deskfleet.broker.stores.sql import SqlStore
+from deskfleet.broker.web import oauth
 from deskfleet.broker.web.api import Defaults
-from deskfleet.broker.web.app import agent_app, client_app
+from deskfleet.broker.web.app import Door, agent_app, client_app
+from deskfleet.broker.web.callers import Rules
+from deskfleet.broker.web.jwks_fetch import JwksFetch
 from deskfleet.broker.web.peers import PeerClient
+from deskfleet.broker.web.throttle import Limits
 from deskfleet.certificates import (
     client_context,
     ensure_authority,
@@ -38,6 +45,7 @@ from deskfleet.certificates import (
     machine_names,
     server_context,
 )
+from deskfleet.core.queue import QueueLimits
 from deskfleet.core.records import Broker
 from deskfleet.errors import StoreFailed, Unavailable
 from deskfleet.listener import bind, listening, port_of
@@ -89,13 +97,26 @@ def open_tls(state: Path, name: str) -> Tls:
 @contextlib.asynccontextmanager
 async def access_only(settings: BrokerSettings) -> AsyncIterator[Access]:
     """Give access to the clients of a fleet without serving it: for the command line."""
+    async with _replica_only(settings) as replica:
+        signer = open_key_file(settings.state / "keys" / "store.key")
+        yield Access(replica, SystemClock(), SystemIds(), signer)
+
+
+@contextlib.asynccontextmanager
+async def auth_servers_only(settings: BrokerSettings) -> AsyncIterator[AuthServers]:
+    """Give access to the authorization servers of a fleet without serving it."""
+    async with _replica_only(settings) as replica:
+        yield AuthServers(replica, JwksFetch())
+
+
+@contextlib.asynccontextmanager
+async def _replica_only(settings: BrokerSettings) -> AsyncIterator[Replica]:
     open_state(settings)
     commits = GroupCommit(SqlStore(store_url(settings)))
     try:
         replica = Replica(commits)
         await replica.load()
-        signer = open_key_file(settings.state / "keys" / "store.key")
-        yield Access(replica, SystemClock(), SystemIds(), signer)
+        yield replica
     finally:
         await commits.close()
 
@@ -142,6 +163,7 @@ async def _parts(
     await replica.load()
     access = Access(replica, clock, ids, signer)
     await access.ensure_signing_key()
+    external = ExternalTokens(replica.fleet, clock, KeySets(clock, JwksFetch()))
     limits = QueueLimits(
         settings.create_sessions_queue_max_size,
         timedelta(seconds=settings.create_sessions_queue_max_time_seconds),
@@ -160,16 +182,17 @@ async def _parts(
     retention = Retention(
         timedelta(seconds=settings.delete_session_duration_seconds),
         settings.seconds_before_deleting_unreachable_dcv_server,
+        max(token_life, oauth.TOKEN_LIFE),
     )
     housekeeping = Housekeeping(replica, liveness, placing, clock, me, retention)
     http = httpx.AsyncClient(verify=client_context(tls.ca_file))
     peers = PeerClient(access, http, clock)
     pokes = Pokes(liveness, peers.poke)
     replica.after_commit(pokes.want)
-    replica.subscribe(lambda _entries: placing.look_again() if replica.fleet.waiting() else None)
     house = House(
         replica=replica,
         access=access,
+        external=external,
         sessions=sessions,
         servers=Servers(replica, liveness, placing),
         screenshots=Screenshots(replica, liveness, sessions, links, peers.screenshot),
@@ -195,9 +218,10 @@ async def _parts(
     ]
     async with (
         http,
+        contextlib.aclosing(external),
         _chores(chores),
-        listening(client_app(house, defaults), clients, tls.server),
-        listening(agent_app(house), agents, tls.server),
+        listening(_client_app(house, defaults, settings), clients, tls.server),
+        listening(agent_app(house, _limits(settings)), agents, tls.server),
     ):
         log.info("broker.started", extra={"broker_id": me.id, "url": me.url})
         try:
@@ -207,6 +231,19 @@ async def _parts(
             with contextlib.suppress(StoreFailed, Unavailable):
                 await housekeeping.retire()
             log.info("broker.stopped", extra={"broker_id": me.id})
+
+
+def _client_app(house: House, defaults: Defaults, settings: BrokerSettings) -> Door:
+    rules = Rules(settings.enable_authorization, settings.enable_authorization_server)
+    if not rules.authorization:
+        log.warning("authorization.off")
+    return client_app(house, defaults, rules, _limits(settings))
+
+
+def _limits(settings: BrokerSettings) -> Limits:
+    return Limits(
+        settings.max_api_requests_per_second, settings.enable_throttling_forwarded_for_header
+    )
 
 
 @contextlib.asynccontextmanager

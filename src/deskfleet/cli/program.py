@@ -15,7 +15,7 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any, Literal, NoReturn, TextIO
 
 import uvloop
 
@@ -42,12 +42,36 @@ def run(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> None:
         fail(_first(group))
 
 
+class _Stop(asyncio.Event):
+    """Knows whether the program has come as far as to wait for its end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.awaited = False
+
+    async def wait(self) -> Literal[True]:
+        self.awaited = True
+        return await super().wait()
+
+
 async def _until_stopped(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> None:
-    stop = asyncio.Event()
+    stop = _Stop()
     loop = asyncio.get_running_loop()
+    program = loop.create_task(main(stop))
+
+    def end() -> None:
+        stop.set()
+        if not stop.awaited:
+            # It still starts, and what it waits for may never come.
+            program.cancel()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
-    await main(stop)
+        loop.add_signal_handler(number, end)
+    try:
+        await program
+    except asyncio.CancelledError:
+        if not stop.is_set():
+            raise
 
 
 def fail(error: DeskfleetError) -> NoReturn:

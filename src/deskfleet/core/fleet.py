@@ -2,16 +2,22 @@
 
 A fleet is a value of the store at one revision: `apply` is the only way it changes, and applying
 the same entry twice, or an older one late, changes nothing. It decides nothing.
+
+Each kind's index takes in a change as a whole, from the old record to the new one: what stays as
+it was costs nothing, and what became better for placing is known exactly.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right, insort
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from datetime import datetime
 from typing import TypeAlias, TypeVar, cast
 
+from deskfleet.core.candidates import Candidates
 from deskfleet.core.change import ABSENT, Stored, Tombstone
+from deskfleet.core.ordered import Ordered
 from deskfleet.core.records import (
     KIND_OF,
     Facts,
@@ -21,9 +27,9 @@ from deskfleet.core.records import (
     Revision,
     Server,
     Session,
-    kind_of,
+    Type,
 )
-from deskfleet.core.server import NO_SEATS, Seats
+from deskfleet.core.server import NO_SEATS, Seats, differ_in_load_only
 
 R = TypeVar("R", bound=Record)
 Reachable: TypeAlias = Callable[[str], bool]
@@ -37,6 +43,7 @@ _NONE: Mapping[str, None] = {}
 
 class Fleet:
     def __init__(self) -> None:
+        self.candidates = Candidates()
         self.clear()
 
     def clear(self) -> None:
@@ -47,8 +54,9 @@ class Fleet:
         self._on_server: dict[str, dict[str, None]] = {}
         self._of_owner: dict[str, dict[str, None]] = {}
         self._tagged: dict[tuple[str, str], dict[str, None]] = {}
-        self._waiting: dict[str, None] = {}
-        self._order: dict[str, list[Place]] = {"session": [], "server": []}
+        self._waiting: Ordered[Place] = Ordered()
+        self._order: dict[str, Ordered[Place]] = {"session": Ordered(), "server": Ordered()}
+        self.candidates.clear()
 
     def get(self, kind: type[R], id: str) -> R | None:
         stored = self._records[KIND_OF[kind]].get(id)
@@ -88,14 +96,17 @@ class Fleet:
 
     def listed(self, kind: type[Session | Server], after: Place | None) -> Iterator[str]:
         """Yield the ids of all sessions, or servers, that stand after a place, oldest first."""
-        order = self._order[KIND_OF[kind]]
+        order = self._order[KIND_OF[kind]].values()
         start = 0 if after is None else bisect_right(order, after)
         for position in range(start, len(order)):
             yield order[position][1]
 
     def sessions_after(self, after: Place | None) -> Iterator[Session]:
-        """Return the sessions that stand after a place, oldest first."""
-        return map(self._session, self.listed(Session, after))
+        """Yield the sessions that stand after a place, oldest first."""
+        records, order = self._records["session"], self._order["session"].values()
+        start = 0 if after is None else bisect_right(order, after)
+        for position in range(start, len(order)):
+            yield cast(Session, records[order[position][1]].record)
 
     def sessions_on(self, server_id: str) -> Iterable[Session]:
         """Return the sessions that are placed on a server and have not ended."""
@@ -104,69 +115,127 @@ class Fleet:
     def sessions_of(self, owner: str) -> Iterable[Session]:
         return [self._session(id) for id in self._of_owner.get(owner, _NONE)]
 
-    def servers_tagged(self, key: str, value: str) -> Collection[str]:
+    def servers_tagged(self, key: str, value: str) -> AbstractSet[str]:
         return self._tagged.get((key, value), _NONE).keys()
 
     def waiting(self) -> list[Session]:
         """Return the sessions that wait for a place, oldest first."""
-        sessions = [self._session(id) for id in self._waiting]
-        return sorted(sessions, key=lambda session: (session.created_at, session.id))
+        return [self._session(id) for _, id in self._waiting.values()]
+
+    def count_waiting(self) -> int:
+        return len(self._waiting)
 
     def apply(self, entry: Stored | Tombstone) -> bool:
         """Take in one entry of the store; say whether it was news."""
         self.revision = max(self.revision, entry.revision)
         kind, id = entry.key
         records = self._records[kind]
-        old = records.get(id)
-        if old is not None:
-            if old.revision >= entry.revision:
-                return False
-            self._unindex(old.record)
+        stored = records.get(id)
+        if stored is not None and stored.revision >= entry.revision:
+            return False
+        old = None if stored is None else stored.record
         if isinstance(entry, Tombstone):
             records.pop(id, None)
+            self._reindex(id, old, None)
             return old is not None
         records[id] = entry
-        self._index(entry.record)
+        self._reindex(id, old, entry.record)
         return True
 
     def _session(self, id: str) -> Session:
         return cast(Session, self._records["session"][id].record)
 
-    def _index(self, record: Record) -> None:
-        if isinstance(record, Session | Server):
-            insort(self._order[kind_of(record)], place_of(record))
-        if isinstance(record, Session):
-            self._of_owner.setdefault(record.request.owner, {})[record.id] = None
-            if record.ended_at is not None:
-                return
-            if record.server_id is None:
-                self._waiting[record.id] = None
-                return
-            self._on_server.setdefault(record.server_id, {})[record.id] = None
-            self._seats.setdefault(record.server_id, Seats()).add(record)
-        elif isinstance(record, Facts):
-            for tag in record.tags.items():
-                self._tagged.setdefault(tag, {})[record.id] = None
+    def _reindex(self, id: str, old: Record | None, new: Record | None) -> None:
+        """Take in that one record became another, was added, or was dropped."""
+        either = new if old is None else old
+        if isinstance(either, Session):
+            self._reindex_session(cast(Session | None, old), cast(Session | None, new))
+        elif isinstance(either, Server):
+            self._reindex_server(id, cast(Server | None, old), cast(Server | None, new))
+        elif isinstance(either, Facts):
+            self._reindex_facts(id, cast(Facts | None, old), cast(Facts | None, new))
+        elif isinstance(new, Link) and new.up:
+            self.candidates.mark(id)
 
-    def _unindex(self, record: Record) -> None:
-        if isinstance(record, Session | Server):
-            order = self._order[kind_of(record)]
-            del order[bisect_right(order, place_of(record)) - 1]
-        if isinstance(record, Session):
-            _forget(self._of_owner, record.request.owner, record.id)
-            self._waiting.pop(record.id, None)
-            if record.server_id is not None and record.ended_at is None:
-                _forget(self._on_server, record.server_id, record.id)
-                self._seats[record.server_id].add(record, -1)
-        elif isinstance(record, Facts):
-            for tag in record.tags.items():
-                _forget(self._tagged, tag, record.id)
+    def _reindex_session(self, old: Session | None, new: Session | None) -> None:
+        self._reorder(self._order["session"], _place(old), _place(new))
+        self._reorder(self._waiting, _waiting_place(old), _waiting_place(new))
+        if old is None or new is None or old.request.owner != new.request.owner:
+            if old is not None:
+                _forget(self._of_owner, old.request.owner, old.id)
+            if new is not None:
+                self._of_owner.setdefault(new.request.owner, {})[new.id] = None
+        left, taken = _seat(old), _seat(new)
+        if left == taken:
+            return
+        if old is not None and left is not None:
+            _forget(self._on_server, left[0], old.id)
+            self._seats[left[0]].add(old, -1)
+            self._show(left[0])
+            self.candidates.mark(left[0])
+        if new is not None and taken is not None:
+            self._on_server.setdefault(taken[0], {})[new.id] = None
+            self._seats.setdefault(taken[0], Seats()).add(new)
+            self._show(taken[0])
+
+    def _reindex_server(self, id: str, old: Server | None, new: Server | None) -> None:
+        self._reorder(self._order["server"], _place(old), _place(new))
+        self._show(id)
+        if new is not None and new.open and not (old is not None and old.open):
+            self.candidates.mark(id)
+
+    def _reindex_facts(self, id: str, old: Facts | None, new: Facts | None) -> None:
+        old_tags = {} if old is None else old.tags
+        new_tags = {} if new is None else new.tags
+        if old_tags != new_tags:
+            for tag in old_tags.items():
+                _forget(self._tagged, tag, id)
+            for tag in new_tags.items():
+                self._tagged.setdefault(tag, {})[id] = None
+        self._show(id)
+        if new is not None:
+            moved = old is not None and differ_in_load_only(old, new)
+            self.candidates.mark(id, load_only=moved)
+
+    def _show(self, server_id: str) -> None:
+        """Let placement see a server as it is now."""
+        server = self.server(server_id)
+        if server is None:
+            self.candidates.drop(server_id)
+        else:
+            self.candidates.put(server, self.facts(server_id), self.seats(server_id))
+
+    @staticmethod
+    def _reorder(order: Ordered[Place], old: Place | None, new: Place | None) -> None:
+        if old == new:
+            return
+        if old is not None:
+            order.remove(old)
+        if new is not None:
+            order.add(new)
 
 
 def place_of(record: Session | Server) -> Place:
     if isinstance(record, Session):
         return record.created_at, record.id
     return record.registered_at, record.id
+
+
+def _place(record: Session | Server | None) -> Place | None:
+    return None if record is None else place_of(record)
+
+
+def _waiting_place(session: Session | None) -> Place | None:
+    if session is None or session.server_id is not None or session.ended_at is not None:
+        return None
+    return place_of(session)
+
+
+def _seat(session: Session | None) -> tuple[str, Type, str] | None:
+    """Return the server whose seat a session takes, and in which way it takes it."""
+    if session is None or session.server_id is None or session.ended_at is not None:
+        return None
+    return session.server_id, session.request.type, session.request.owner
 
 
 K = TypeVar("K")

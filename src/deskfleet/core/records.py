@@ -244,6 +244,21 @@ class SigningKey(Frozen, frozen=True, tag="signing-key"):
     created_at: Instant
 
 
+class AuthServer(Frozen, frozen=True, tag="auth-server"):
+    """An external authorization server whose tokens open the API. The id is its JWKS URL."""
+
+    id: str
+    registered_at: Instant
+    algorithm: str | None = None
+    """The one algorithm of its tokens; None for the usual one of each key's kind."""
+    issuer: str | None = None
+    audience: str | None = None
+    scope: str | None = None
+    """Words with spaces between them; a token must have them all."""
+    allow_private: bool = False
+    """Whether its host may have a private address."""
+
+
 Record: TypeAlias = (
     Session
     | Report
@@ -255,6 +270,7 @@ Record: TypeAlias = (
     | AgentClient
     | SoftwareStatement
     | SigningKey
+    | AuthServer
 )
 
 KINDS: dict[str, Any] = {
@@ -270,6 +286,7 @@ KINDS: dict[str, Any] = {
         AgentClient,
         SoftwareStatement,
         SigningKey,
+        AuthServer,
     )
 }
 

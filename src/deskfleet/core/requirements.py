@@ -106,6 +106,7 @@ _PROPERTIES: dict[str, Read] = {
 }
 
 _NUMERIC = ("Host.Memory.", "Host.Swap.", "Host.CpuLoadAverage.")
+_MOVING = ("server:Host.CpuLoadAverage.", "server:Host.Memory.Used", "server:Host.Swap.Used")
 _COUNTS = ("Host.CpuInfo.NumberOfCpus", "Host.CpuInfo.PhysicalCoresPerCpu")
 
 _COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
@@ -180,25 +181,29 @@ class Requirements:
     tree: Node | None = None
     equalities: tuple[tuple[str, str], ...] = field(init=False, repr=False, compare=False)
     """Tags (key without prefix, text) that every matching server has."""
-    _clauses: tuple[tuple[str, Test], ...] = field(init=False, repr=False, compare=False)
+    follows_load: bool = field(init=False, repr=False, compare=False)
+    """Whether the answer may change with what moves every few seconds."""
+    clauses: tuple[tuple[str, Test], ...] = field(init=False, repr=False, compare=False)
+    """What a server must fulfil, all of it: canonical texts and their tests."""
 
     def __post_init__(self) -> None:
         clauses = _clauses_of(self.tree)
         object.__setattr__(self, "equalities", tuple(_equalities(clauses)))
-        object.__setattr__(self, "_clauses", tuple((str(c), _compile(c)) for c in clauses))
+        object.__setattr__(self, "follows_load", any(map(_follows_load, clauses)))
+        object.__setattr__(self, "clauses", tuple((str(c), _compile(c)) for c in clauses))
 
     def __str__(self) -> str:
         return "" if self.tree is None else str(self.tree)
 
     def matches(self, facts: Facts) -> bool:
-        for _, test in self._clauses:  # noqa: SIM110 - all() over a generator costs twice as much
+        for _, test in self.clauses:  # noqa: SIM110 - all() over a generator costs twice as much
             if not test(facts):
                 return False
         return True
 
     def explain(self, facts: Facts) -> str | None:
         """Print the first clause that this server fails; None when it matches."""
-        for text, test in self._clauses:
+        for text, test in self.clauses:
             if not test(facts):
                 return text
         return None
@@ -367,6 +372,16 @@ def _equalities(clauses: Iterable[Node]) -> Iterator[tuple[str, str]]:
                 yield name, clause.value
 
 
+def _follows_load(node: Node) -> bool:
+    match node:
+        case Term(key):
+            return key.startswith(_MOVING)
+        case Not(operand):
+            return _follows_load(operand)
+        case And(operands) | Or(operands):
+            return any(map(_follows_load, operands))
+
+
 def _compile(node: Node) -> Test:
     match node:
         case Term():
@@ -424,6 +439,8 @@ def _number_term(read: Read, sign: str, number: float | None) -> Test:
     """Compare numbers; None stands for a text that is no number."""
     compare = _COMPARISONS[sign]
     absent = sign == "!="
+    if number is None:
+        return lambda facts: absent and read(facts) is None
 
     def test(facts: Facts) -> bool:
         value = read(facts)
@@ -431,7 +448,9 @@ def _number_term(read: Read, sign: str, number: float | None) -> Test:
             return absent
         if isinstance(value, str):
             value = _number(value)
-        return value is not None and number is not None and compare(value, number)
+            if value is None:
+                return False
+        return compare(value, number)
 
     return test
 

@@ -10,7 +10,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+import msgspec
+
 from deskfleet.core.records import Facts, Server, Session, Type
+
+replace = msgspec.structs.replace
 
 
 class Availability(StrEnum):
@@ -55,6 +59,8 @@ class Seats:
         return Seats(self.console, self.virtual, Counter(self.owners))
 
 
+NO_SEAT_FOR_OWNER = "have no seat left for this owner"
+
 NO_SEATS = Seats()
 """Of a server without sessions. Never counted into."""
 
@@ -94,8 +100,18 @@ def no_seat_for(facts: Facts, seats: Seats, type: Type, owner: str) -> str | Non
     if seats.console or _at(facts.max_virtual_sessions, seats.virtual):
         return "are full"
     if _at(facts.max_sessions_per_user, seats.owners.get(owner, 0)):
-        return "have no seat left for this owner"
+        return NO_SEAT_FOR_OWNER
     return None
+
+
+def differ_in_load_only(one: Facts, other: Facts) -> bool:
+    """Tell whether all that two facts of a server differ in is what moves every few seconds."""
+    return steady(one) == steady(other)
+
+
+def steady(facts: Facts) -> Facts:
+    """Return facts without what moves every few seconds: load and used memory."""
+    return replace(facts, host=replace(facts.host, memory_used=0, swap_used=0, load=None))
 
 
 def _at(limit: int, count: int) -> bool:

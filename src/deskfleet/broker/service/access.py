@@ -19,20 +19,17 @@ from enum import StrEnum
 from typing import Any
 
 import jwt
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
 
 from deskfleet.broker.service.replica import Replica
+from deskfleet.broker.service.signing_keys import SigningKeys
+from deskfleet.broker.service.tokens import LEEWAY_SECONDS, head_of
 from deskfleet.core.change import ABSENT, ChangeSet, Put
-from deskfleet.core.records import AgentClient, ApiClient, Server, SigningKey, SoftwareStatement
-from deskfleet.errors import Forbidden, Unauthenticated
+from deskfleet.core.records import AgentClient, ApiClient, Server, SoftwareStatement
+from deskfleet.errors import Forbidden, InvalidToken, Unauthenticated
 from deskfleet.ports import Clock, Ids, Signer
 
 ALGORITHM = "RS256"
 ISSUER = "deskfleet"
-KEY_BITS = 2048
-LEEWAY_SECONDS = 60
-MAX_TOKEN_CHARACTERS = 8192
 REMEMBERED_TOKENS = 10_000
 
 
@@ -59,18 +56,16 @@ class Access:
         self._clock = clock
         self._ids = ids
         self._signer = signer
-        self._private: dict[str, rsa.RSAPrivateKey] = {}
-        self._public: dict[str, rsa.RSAPublicKey] = {}
+        self._keys = SigningKeys(replica, clock, ids, signer)
         self._verified: OrderedDict[tuple[Audience, str], Mapping[str, Any]] = OrderedDict()
 
     async def ensure_signing_key(self) -> None:
         """Make the fleet's first signing key; of two brokers that start at once, one does."""
-        if self._newest_key() is None:
-            # Made outside of the decision: it takes a good part of a second.
-            fresh = self._fresh_key("first")
-            await self._replica.decide(
-                lambda: (None, () if self._newest_key() else (Put(fresh, ABSENT),))
-            )
+        await self._keys.ensure()
+
+    async def renew_signing_key(self) -> None:
+        """Sign with a new key from now on; tokens that were given stay valid for their life."""
+        await self._keys.renew()
 
     # Clients
 
@@ -136,7 +131,7 @@ class Access:
         """Return whose API token this is. The caller has caught up."""
         client = self._replica.fleet.get(ApiClient, self._subject(Audience.API, token))
         if client is None or not client.active:
-            raise Unauthenticated("the client of this token is not active any more")
+            raise InvalidToken("the client of this token is not active any more")
         return client
 
     async def server_id(self, token: str) -> str:
@@ -144,11 +139,11 @@ class Access:
         await self._replica.catch_up()
         client = self._replica.fleet.get(AgentClient, self._subject(Audience.AGENT, token))
         if client is None or not client.active:
-            raise Unauthenticated("the agent of this token is not active any more")
+            raise InvalidToken("the agent of this token is not active any more")
         return client.id
 
     def sign(self, audience: Audience, claims: Mapping[str, Any], life: timedelta) -> str:
-        key = self._newest_key()
+        key = self._keys.newest()
         if key is None:
             raise Unauthenticated("the fleet has no signing key")
         now = int(self._clock.now().timestamp())
@@ -160,7 +155,7 @@ class Access:
             "jti": self._ids.uuid(),
             **claims,
         }
-        return jwt.encode(payload, self._private_key(key), ALGORITHM, headers={"kid": key.id})
+        return jwt.encode(payload, self._keys.private(key), ALGORITHM, headers={"kid": key.id})
 
     def verify(self, audience: Audience, token: str) -> Mapping[str, Any]:
         """Return the claims of a token that one of our keys signed for this audience."""
@@ -170,17 +165,15 @@ class Access:
             return known
         claims = self._decode(audience, token)
         if now >= claims["exp"] + LEEWAY_SECONDS or now < claims["iat"] - LEEWAY_SECONDS:
-            raise Unauthenticated("the token has expired")
+            raise InvalidToken("the token has expired")
         self._verified[audience, token] = claims
         if len(self._verified) > REMEMBERED_TOKENS:
             self._verified.popitem(last=False)
         return claims
 
     def _decode(self, audience: Audience, token: str) -> Mapping[str, Any]:
-        if len(token) > MAX_TOKEN_CHARACTERS:
-            raise Unauthenticated("the token is too long")
+        key = self._keys.public(head_of(token).kid)
         try:
-            key = self._public_key(jwt.get_unverified_header(token).get("kid"))
             claims: Mapping[str, Any] = jwt.decode(
                 token,
                 key,
@@ -194,10 +187,10 @@ class Access:
                     "verify_iat": False,
                 },
             )
-        except (jwt.PyJWTError, ValueError, KeyError, TypeError) as error:
-            raise Unauthenticated("the token is not valid") from error
+        except (jwt.PyJWTError, ValueError, TypeError) as error:
+            raise InvalidToken("the token is not valid") from error
         if not isinstance(claims["exp"], int) or not isinstance(claims["iat"], int):
-            raise Unauthenticated("the token is not valid")
+            raise InvalidToken("the token is not valid")
         return claims
 
     async def _client_token(
@@ -218,48 +211,3 @@ class Access:
 
     def _subject(self, audience: Audience, token: str) -> str:
         return str(self.verify(audience, token).get("sub", ""))
-
-    # Keys
-
-    def _newest_key(self) -> SigningKey | None:
-        return max(
-            self._replica.fleet.each(SigningKey),
-            key=lambda key: (key.created_at, key.id),
-            default=None,
-        )
-
-    def _fresh_key(self, key_id: str) -> SigningKey:
-        private = rsa.generate_private_key(public_exponent=65537, key_size=KEY_BITS)
-        pem = private.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-        public = private.public_key().public_bytes(
-            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-        )
-        return SigningKey(
-            id=key_id,
-            public_pem=public.decode(),
-            sealed=self._signer.seal(pem),
-            created_at=self._clock.now(),
-        )
-
-    def _private_key(self, key: SigningKey) -> rsa.RSAPrivateKey:
-        private = self._private.get(key.id)
-        if private is None:
-            loaded = serialization.load_pem_private_key(self._signer.unseal(key.sealed), None)
-            assert isinstance(loaded, rsa.RSAPrivateKey)
-            private = self._private[key.id] = loaded
-        return private
-
-    def _public_key(self, key_id: Any) -> rsa.RSAPublicKey:
-        public = self._public.get(key_id)
-        if public is None:
-            key = self._replica.fleet.get(SigningKey, key_id) if isinstance(key_id, str) else None
-            if key is None:
-                raise Unauthenticated("the token is not valid")
-            loaded = serialization.load_pem_public_key(key.public_pem.encode())
-            assert isinstance(loaded, rsa.RSAPublicKey)
-            public = self._public[key_id] = loaded
-        return public

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from deskfleet.broker.service.access import Access
 from deskfleet.broker.service.convergence import Links
+from deskfleet.broker.service.external_tokens import ExternalTokens
 from deskfleet.broker.service.housekeeping import Housekeeping
 from deskfleet.broker.service.paging import Paging
 from deskfleet.broker.service.replica import Replica
@@ -19,6 +20,7 @@ from deskfleet.ports import Clock, Ids
 class House:
     replica: Replica
     access: Access
+    external: ExternalTokens
     sessions: Sessions
     servers: Servers
     screenshots: Screenshots

@@ -17,8 +17,9 @@ from itertools import islice
 from deskfleet.broker.service.liveness import Liveness
 from deskfleet.broker.service.placing import Placing
 from deskfleet.broker.service.replica import Replica
+from deskfleet.broker.service.signing_keys import outlived
 from deskfleet.core.change import Change, ChangeSet, Drop, Put
-from deskfleet.core.records import Broker, Facts, Link, Report, Server, Session
+from deskfleet.core.records import Broker, Facts, Link, Report, Server, Session, SigningKey
 from deskfleet.core.session import replace
 from deskfleet.errors import Unavailable
 from deskfleet.ports import Clock
@@ -37,6 +38,8 @@ KEPT_TOMBSTONES = 100_000
 class Retention:
     ended_sessions: timedelta
     silent_servers_seconds: float
+    tokens: timedelta = timedelta(days=1)
+    """The longest life of a token that any of the fleet's keys signs."""
 
 
 class Housekeeping:
@@ -98,7 +101,7 @@ class Housekeeping:
             with contextlib.suppress(Unavailable):
                 await self._replica.decide(self._decide_sweep)
                 await self._replica.compact(KEPT_TOMBSTONES)
-            if self._fleet.waiting():
+            if self._fleet.count_waiting():
                 self._placing.look_again()
 
     def _decide_beat(self) -> tuple[None, ChangeSet]:
@@ -128,6 +131,10 @@ class Housekeeping:
                 changes.append(Drop("report", session.id, reported))
         for server_id in self._silent_servers():
             changes += self._forget_server(server_id)
+        changes += [
+            Drop("signing-key", key.id, self._fleet.revision_of(SigningKey, key.id))
+            for key in outlived(self._fleet, self._clock.now(), self._retention.tokens)
+        ]
         return None, tuple(changes)
 
     def _forget_server(self, server_id: str) -> list[Change]:

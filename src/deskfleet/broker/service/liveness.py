@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from deskfleet.broker.service.replica import Entries, Replica
 from deskfleet.core.change import Stored
+from deskfleet.core.fleet import Reachable
 from deskfleet.core.records import Broker, Link
 from deskfleet.ports import Clock
 
@@ -38,6 +39,17 @@ class Liveness:
         """Tell whether the agent of a server can be heard, by whichever broker."""
         link = self._fleet.get(Link, server_id)
         return link is not None and link.up and self.is_alive(link.broker_id)
+
+    def reachable_now(self) -> Reachable:
+        """Return what tells, for many servers in one moment, whether they can be heard."""
+        link_of = self._fleet.link
+        alive = {broker.id for broker in self.others()} | {self._broker_id}
+
+        def reachable(server_id: str) -> bool:
+            link = link_of(server_id)
+            return link is not None and link.up and link.broker_id in alive
+
+        return reachable
 
     def others(self) -> list[Broker]:
         """Return the other brokers that live."""

@@ -15,7 +15,6 @@ from deskfleet.core.change import ABSENT, Change, Check, Put
 from deskfleet.core.fleet import Fleet
 from deskfleet.core.records import (
     Facts,
-    Host,
     Intent,
     Link,
     Phase,
@@ -24,12 +23,16 @@ from deskfleet.core.records import (
     Session,
     SessionRequest,
 )
+from deskfleet.core.server import differ_in_load_only
 from deskfleet.core.session import Stage, has_run, is_about, replace, settle, stage
 from deskfleet.errors import Stale
 from deskfleet.ports import SessionSpec
 from deskfleet.wire.messages import Desire, Observed
 
 ALIVE = {Phase.STARTING, Phase.RUNNING}
+HAVING_RUN = {Phase.STARTING: Phase.RUNNING, Phase.FAILED: Phase.ENDED}
+"""What has run is not on its way to run, nor did its start fail, whatever its server says: a
+session that was READY goes nowhere but to its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +69,9 @@ def open_link(fleet: Fleet, server_id: str, broker_id: str, now: datetime) -> li
 def take_facts(fleet: Fleet, facts: Facts, *, even_load: bool) -> list[Change]:
     """Write what is new; what moves every few seconds only where `even_load` says so."""
     old = fleet.facts(facts.id)
-    if old is not None and (old == facts or (not even_load and _steady(old) == _steady(facts))):
+    if old is not None and (old == facts or (not even_load and differ_in_load_only(old, facts))):
         return []
     return [Put(facts, fleet.revision_of(Facts, facts.id))]
-
-
-def _steady(facts: Facts) -> Facts:
-    host: Host = replace(facts.host, memory_used=0, swap_used=0, load=None)
-    return replace(facts, host=host)
 
 
 def take_observed(
@@ -112,16 +110,18 @@ def _take_report(
 ) -> list[Change]:
     changes: list[Change] = []
     old = fleet.report(report.id)
-    if old is not None and is_about(old, session):
-        if old.phase is Phase.RUNNING and report.phase is Phase.STARTING:
-            report = replace(report, phase=Phase.RUNNING)
-        if report.last_disconnection_at is None:
-            report = replace(report, last_disconnection_at=old.last_disconnection_at)
+    if has_run(session, old):
+        report = replace(report, phase=HAVING_RUN.get(report.phase, report.phase))
+    if old is not None and is_about(old, session) and report.last_disconnection_at is None:
+        report = replace(report, last_disconnection_at=old.last_disconnection_at)
     if old != report:
         changes.append(Put(report, fleet.revision_of(Report, report.id)))
     settled = settle(session, report, now, retries=retries)
     if settled is not session:
         changes.append(Put(settled, fleet.revision_of(Session, session.id)))
+    elif old is None and changes:
+        # A first report must not be left behind alone by a session that is dropped meanwhile.
+        changes.append(Check("session", session.id, fleet.revision_of(Session, session.id)))
     return changes
 
 

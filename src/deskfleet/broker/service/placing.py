@@ -2,8 +2,11 @@
 
 All requests that wait at one moment are placed in one decision and one commit, so requests of
 one broker never race each other for a seat; requests of two brokers do, and the loser decides
-again. Sessions that wait in the queue come first, oldest first: a newcomer never overtakes an
-older one that would fit.
+again. Sessions that wait in the queue come first (`core/queue.py`).
+
+The queue is looked at when a server became better or somebody's time is over, and not more often
+than every `GAP_SECONDS`; a newcomer never waits for that. No pass keeps the event loop for much
+longer than `PASS_SECONDS`, however many wait for however odd servers.
 """
 
 from __future__ import annotations
@@ -11,28 +14,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import TypeAlias
 
 from deskfleet.broker.service.liveness import Liveness
-from deskfleet.broker.service.replica import Replica
+from deskfleet.broker.service.replica import Entries, Replica
 from deskfleet.core import session as sessions
-from deskfleet.core.change import ABSENT, Change, ChangeSet, Put
-from deskfleet.core.placement import Placement, Refusal, Tally, place
-from deskfleet.core.records import Server, Session, SessionRequest
-from deskfleet.errors import RequirementsInvalid, StoreFailed, Unavailable
+from deskfleet.core.change import ChangeSet, Stored
+from deskfleet.core.queue import Moment, Outcome, Pass, QueueLimits
+from deskfleet.core.records import Broker, Session, SessionRequest
+from deskfleet.core.session import Stage
+from deskfleet.errors import StoreFailed, Unavailable
 from deskfleet.ports import Clock, Ids
-
-Outcome: TypeAlias = Session | Refusal
 
 BATCH = 500
 """Newcomers placed in one commit: small enough to be decided again after a lost race."""
-
-
-@dataclass(frozen=True, slots=True)
-class QueueLimits:
-    size: int
-    wait: timedelta
+GAP_SECONDS = 0.05
+PASS_SECONDS = 0.05
+BUSY_SECONDS = 0.1
+"""When the queue is looked at again after the store was too busy to write."""
 
 
 @dataclass(slots=True)
@@ -46,16 +44,27 @@ class Placing:
         self, replica: Replica, liveness: Liveness, clock: Clock, ids: Ids, limits: QueueLimits
     ) -> None:
         self._replica = replica
+        self._fleet = replica.fleet
         self._liveness = liveness
         self._clock = clock
         self._ids = ids
         self._limits = limits
         self._newcomers: list[_Waiter] = []
         self._wanted = asyncio.Event()
+        self._alarm: asyncio.Handle | None = None
+        # uvloop's handle of what is due at once doesn't know when it is due.
+        self._alarm_at = 0.0
+        self._not_before = 0.0
+        self._judged: dict[str, Moment] = {}
+        self._seen = Moment(-1, -1)
+        """Up to here the queue knows of all that became better."""
+        self._follows_load = False
+        self._alive: frozenset[str] = frozenset()
+        replica.subscribe(self._notice)
 
     def look_again(self) -> None:
         """Say that something changed which may let a waiting session find a place."""
-        self._wanted.set()
+        self._look_after(0.0)
 
     async def create(self, request: SessionRequest) -> Outcome:
         """Place a new session, or let it wait where its client asked for that, or refuse it."""
@@ -67,18 +76,54 @@ class Placing:
 
     async def run(self) -> None:
         """Place whatever wants a place, until cancelled."""
+        loop = asyncio.get_running_loop()
         while True:
             await self._wanted.wait()
             self._wanted.clear()
+            self._not_before = loop.time() + GAP_SECONDS
             batch, self._newcomers = self._newcomers[:BATCH], self._newcomers[BATCH:]
+            await self._place(batch)
             if self._newcomers:
                 self._wanted.set()
-            await self._place(batch)
+
+    def _notice(self, entries: Entries) -> None:
+        """Look at the queue again where anything of this may help somebody in it."""
+        if not self._fleet.count_waiting():
+            return
+        candidates = self._fleet.candidates
+        if (
+            candidates.improved.moment > self._seen.improved
+            or (self._follows_load and candidates.moved.moment > self._seen.moved)
+            or any(self._is_news(entry.record) for entry in entries if isinstance(entry, Stored))
+        ):
+            self.look_again()
+
+    def _is_news(self, record: object) -> bool:
+        if isinstance(record, Broker):
+            return record.id not in self._alive
+        return (
+            isinstance(record, Session)
+            and record.id not in self._judged
+            and sessions.stage(record) is Stage.WAITING
+        )
+
+    def _look_after(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        due = max(loop.time() + seconds, self._not_before)
+        if self._alarm is not None:
+            if self._alarm_at <= due:
+                return
+            self._alarm.cancel()
+        self._alarm, self._alarm_at = loop.call_at(due, self._ring), due
+
+    def _ring(self) -> None:
+        self._alarm = None
+        self._wanted.set()
 
     async def _place(self, batch: Sequence[_Waiter]) -> None:
         newcomers = [waiter.session for waiter in batch]
         try:
-            outcomes = await self._replica.decide(lambda: self._decide(newcomers))
+            done = await self._replica.decide(lambda: self._decide(newcomers))
         except (Unavailable, StoreFailed) as error:
             for waiter in batch:
                 if not waiter.placed.done():
@@ -86,94 +131,38 @@ class Placing:
             if isinstance(error, StoreFailed):
                 raise
             # Sessions in the queue lost the same race: look again soon.
-            asyncio.get_running_loop().call_later(0.1, self.look_again)
+            self._look_after(BUSY_SECONDS)
             return
-        for waiter, outcome in zip(batch, outcomes, strict=True):
+        for waiter, outcome in zip(batch, done.outcomes, strict=False):
             if not waiter.placed.done():
                 waiter.placed.set_result(outcome)
+        self._newcomers[:0] = batch[len(done.outcomes) :]
+        self._remember(done)
 
-    def _decide(self, newcomers: Sequence[Session]) -> tuple[list[Outcome], ChangeSet]:
-        decision = _Decision(self._replica, self._liveness)
-        now = self._clock.now()
-        room = self._limits.size
-        for session in self._replica.fleet.waiting():
-            if now - session.created_at >= self._limits.wait:
-                decision.write(sessions.end(session, now, "no place came free in time"))
-            elif decision.place(session) is None:
-                continue
-            elif session.request.enqueue:
-                room -= 1
-            else:
-                decision.write(sessions.end(session, now, session.reason))
-        outcomes: list[Outcome] = []
-        for session in newcomers:
-            refusal = decision.place(session)
-            if refusal is None:
-                outcomes.append(decision.written(session))
-            elif session.request.enqueue and room > 0:
-                room -= 1
-                decision.write(session)
-                outcomes.append(session)
-            elif session.request.enqueue:
-                outcomes.append(Refusal(f"{refusal.reason}; the queue is full"))
-            else:
-                outcomes.append(refusal)
-        return outcomes, decision.change_set()
+    def _decide(self, newcomers: Sequence[Session]) -> tuple[Pass, ChangeSet]:
+        alive = frozenset(broker.id for broker in self._liveness.others())
+        if not alive <= self._alive:
+            # The servers of a broker that is back may take what they could not take without it.
+            self._judged = {}
+        self._alive = alive
+        began = self._clock.monotonic()
+        one = Pass(
+            self._fleet,
+            self._clock.now(),
+            self._limits,
+            reachable=self._liveness.reachable_now(),
+            judged=self._judged,
+            is_late=lambda: self._clock.monotonic() - began >= PASS_SECONDS,
+        )
+        one.decide(newcomers)
+        return one, one.change_set()
 
-
-class _Decision:
-    """One pass over all that wants a place, and what it writes."""
-
-    def __init__(self, replica: Replica, liveness: Liveness) -> None:
-        self._fleet = replica.fleet
-        self._liveness = liveness
-        self._tally = Tally(self._fleet)
-        self._sessions: dict[str, Session] = {}
-        self._placements: dict[str, int] = {}
-        self._refused: dict[tuple[SessionRequest, tuple[str, ...]], Refusal] = {}
-
-    def place(self, session: Session) -> Refusal | None:
-        # Once refused, the same wish is refused for the rest of this pass: seats only get fewer.
-        wish = (sessions.replace(session.request, name=""), session.tried)
-        refusal = self._refused.get(wish)
-        if refusal is not None:
-            return refusal
-        try:
-            answer = place(
-                session.request,
-                self._fleet,
-                self._tally,
-                reachable=self._liveness.is_reachable,
-                avoid=session.tried,
-            )
-        except RequirementsInvalid as error:
-            return Refusal(error.message)
-        if isinstance(answer, Refusal):
-            self._refused[wish] = answer
-            return answer
-        self._take(session, answer)
-        return None
-
-    def _take(self, session: Session, placement: Placement) -> None:
-        placed = sessions.place(session, placement.server_id)
-        self._tally.take(placement.server_id, placed)
-        self._placements[placement.server_id] = self._placements.get(placement.server_id, 0) + 1
-        self.write(placed)
-
-    def write(self, session: Session) -> None:
-        self._sessions[session.id] = session
-
-    def written(self, session: Session) -> Session:
-        return self._sessions[session.id]
-
-    def change_set(self) -> ChangeSet:
-        changes: list[Change] = [
-            Put(session, self._fleet.revision_of(Session, session.id) or ABSENT)
-            for session in self._sessions.values()
-        ]
-        for server_id, count in self._placements.items():
-            server = self._fleet.server(server_id)
-            if server is not None:
-                counted = sessions.replace(server, placements=server.placements + count)
-                changes.append(Put(counted, self._fleet.revision_of(Server, server_id)))
-        return tuple(changes)
+    def _remember(self, done: Pass) -> None:
+        self._judged = done.judged
+        self._seen = done.moment
+        self._follows_load = done.follows_load
+        if not done.finished:
+            self._wanted.set()
+        elif done.oldest is not None:
+            left = done.oldest + self._limits.wait - self._clock.now()
+            self._look_after(max(0.0, left.total_seconds()))

@@ -14,14 +14,15 @@ from typing import TypeVar
 
 from deskfleet.broker.service.access import Access, Audience
 from deskfleet.broker.service.liveness import Liveness
-from deskfleet.broker.service.placing import Outcome, Placing
+from deskfleet.broker.service.placing import Placing
 from deskfleet.broker.service.replica import Replica
 from deskfleet.broker.service.showing import Showing
-from deskfleet.core import permissions
+from deskfleet.core import permissions, platforms
 from deskfleet.core import session as rules
 from deskfleet.core.change import Change, ChangeSet, Drop, Put
 from deskfleet.core.fleet import Place, place_of
 from deskfleet.core.placement import Refusal, parse_once
+from deskfleet.core.queue import Outcome
 from deskfleet.core.records import Facts, Report, Session, SessionRequest
 from deskfleet.core.session import Seen, Stage, State
 from deskfleet.errors import Conflict, Missing, PermissionsInvalid, RequirementsInvalid
@@ -81,7 +82,7 @@ class Sessions:
         return list(await asyncio.gather(*(self._create(request) for request in requests)))
 
     async def _create(self, request: SessionRequest) -> Outcome:
-        refusal = _check_requirements(request.requirements)
+        refusal = _check_platform(request) or _check_requirements(request.requirements)
         if refusal is None and request.permissions_file is not None:
             refusal = _check_permissions(request.permissions_file)
         return refusal or await self._placing.create(request)
@@ -242,6 +243,11 @@ class Sessions:
         # A foreign session looks like one that doesn't exist.
         session = self._fleet.session(session_id)
         return session if session is not None and session.request.owner == owner else None
+
+
+def _check_platform(request: SessionRequest) -> Refusal | None:
+    reason = platforms.refusal_of(request)
+    return None if reason is None else Refusal(reason)
 
 
 def _check_requirements(requirements: str | None) -> Refusal | None:

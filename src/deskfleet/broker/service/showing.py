@@ -9,7 +9,7 @@ Law: what is given is what would be made now. Must not: hold what a client's req
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -39,12 +39,15 @@ class Showing(Generic[T]):
         self._on_server: dict[str, set[str]] = {}
         replica.subscribe(self._drop_changed)
 
-    def of(self, session: Session) -> T:
-        """Return what is made of a session of the fleet as caught up."""
-        kept = self._kept.get(session.id)
-        if kept is not None and self._is_alive(kept.holder_id) is kept.holder_alive:
-            return kept.made
-        return self._remake(session)
+    def of(self, sessions: Iterable[Session]) -> list[T]:
+        """Return what is made of each of these sessions of the fleet as caught up."""
+        known, is_alive = self._kept, self._is_alive
+        return [
+            kept.made
+            if (kept := known.get(session.id)) and is_alive(kept.holder_id) is kept.holder_alive
+            else self._remake(session)
+            for session in sessions
+        ]
 
     def _remake(self, session: Session) -> T:
         server_id = session.server_id

@@ -55,11 +55,10 @@ class Api:
         await house.replica.catch_up()
         rows = house.sessions.select(asked.session_ids or (), owners, tags, after)
         page, token = house.paging.page(rows, asked.max_results or PAGE, query, place_of)
-        row = self._rows.of
         return self._answer(
             rendering.SessionRows(
                 request_id=house.ids.uuid(),
-                sessions=[row(session) for session in page],
+                sessions=self._rows.of(page),
                 next_token=token,
             )
         )

@@ -1,7 +1,7 @@
 """The two doors of a broker as ASGI applications.
 
-Around every route, from outside in: nothing unexpected escapes; who calls is settled before
-anything is read; what happened is logged in one line.
+Around every route, from outside in: nothing unexpected escapes; who calls, and that it is not too
+often, is settled before anything is read; what happened is logged in one line.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ from starlette.routing import BaseRoute, WebSocketRoute
 from starlette.routing import Route as StarletteRoute
 from starlette.types import Receive, Scope, Send
 
-from deskfleet.broker.service.access import Access, Audience
 from deskfleet.broker.service.house import House
 from deskfleet.broker.web.agents import Agents
 from deskfleet.broker.web.api import Api, Defaults
+from deskfleet.broker.web.callers import Callers, Rules
 from deskfleet.broker.web.oauth import OAuth
 from deskfleet.broker.web.pages import Pages
 from deskfleet.broker.web.peers import Peers
 from deskfleet.broker.web.problems import problem, refusal, status_of
 from deskfleet.broker.web.routes import Caller, Endpoint, Route, agent_routes, client_routes
-from deskfleet.errors import DeskfleetError, StoreFailed, Unauthenticated, Unavailable
+from deskfleet.broker.web.throttle import Limits, Throttle, too_many
+from deskfleet.errors import DeskfleetError, StoreFailed, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -53,19 +54,24 @@ class Door:
             await response(scope, receive, send)
 
 
-def client_app(house: House, defaults: Defaults) -> Door:
-    routes = client_routes(Api(house, defaults), OAuth(house.access), Pages(house.replica))
-    return _app(house, routes)
+def client_app(house: House, defaults: Defaults, rules: Rules, limits: Limits) -> Door:
+    throttle = Throttle(limits, house.clock.monotonic)
+    oauth = OAuth(house.access, throttle, issues_api_tokens=rules.own_tokens)
+    routes = client_routes(Api(house, defaults), oauth, Pages(house.replica))
+    return _app(Guard(house, rules, throttle), routes)
 
 
-def agent_app(house: House) -> Door:
+def agent_app(house: House, limits: Limits) -> Door:
+    throttle = Throttle(limits, house.clock.monotonic)
     agents = Agents(house)
-    routes = agent_routes(agents, OAuth(house.access), Peers(house), Pages(house.replica))
-    return _app(house, routes, WebSocketRoute("/agent/link", agents.link))
+    oauth = OAuth(house.access, throttle)
+    routes = agent_routes(agents, oauth, Peers(house), Pages(house.replica))
+    guard = Guard(house, Rules(), throttle)
+    return _app(guard, routes, WebSocketRoute("/agent/link", agents.link))
 
 
-def _app(house: House, routes: Iterable[Route], *more: BaseRoute) -> Door:
-    guarded = {(route.method, route.path): _guard(house, route) for route in routes}
+def _app(guard: Guard, routes: Iterable[Route], *more: BaseRoute) -> Door:
+    guarded = {(route.method, route.path): guard.around(route) for route in routes}
     served = [
         StarletteRoute(path, endpoint, methods=[method])
         for (method, path), endpoint in guarded.items()
@@ -82,68 +88,46 @@ def _app(house: House, routes: Iterable[Route], *more: BaseRoute) -> Door:
     return Door(fixed, app)
 
 
-def _guard(house: House, route: Route) -> Endpoint:
-    endpoint, clock = route.endpoint, house.clock
+class Guard:
+    """What stands around every route of a door."""
 
-    async def guarded(request: Request) -> Response:
-        started = clock.monotonic()
-        caller = None
-        try:
-            caller = await _caller(house, route.caller, request)
-            response = await endpoint(request)
-        except DeskfleetError as error:
-            if status_of(error) == 500 and not isinstance(error, StoreFailed):
+    def __init__(self, house: House, rules: Rules, throttle: Throttle) -> None:
+        self._callers = Callers(house, rules)
+        self._throttle = throttle
+        self._clock = house.clock
+
+    def around(self, route: Route) -> Endpoint:
+        async def guarded(request: Request) -> Response:
+            started = self._clock.monotonic()
+            caller = None
+            try:
+                caller = await self._callers.of(route.caller, request)
+                wait = self._wait(route, caller, request)
+                response = too_many(wait) if wait else await route.endpoint(request)
+            except DeskfleetError as error:
+                if status_of(error) == 500 and not isinstance(error, StoreFailed):
+                    log.exception("request.failed")
+                response = problem(_for_clients(error))
+            except ClientDisconnect:
+                response = Response(status_code=CLIENT_CLOSED)
+            except Exception:
                 log.exception("request.failed")
-            response = problem(_for_clients(error))
-        except ClientDisconnect:
-            response = Response(status_code=CLIENT_CLOSED)
-        except Exception:
-            log.exception("request.failed")
-            response = refusal(500, "internal error")
-        _log(route, caller, response.status_code, clock.monotonic() - started)
-        return response
+                response = refusal(500, "internal error")
+            if self._throttle.is_news(response.status_code, request.scope):
+                _log(route, caller, response.status_code, self._clock.monotonic() - started)
+            return response
 
-    return guarded
+        return guarded
+
+    def _wait(self, route: Route, caller: str | None, request: Request) -> float:
+        if route.caller is not Caller.CLIENT:
+            return 0.0
+        return self._throttle.call(caller or self._throttle.address(request.scope))
 
 
 def _for_clients(error: DeskfleetError) -> DeskfleetError:
     # What is wrong with the store is the administrator's to know.
     return Unavailable("the store can't be reached") if isinstance(error, StoreFailed) else error
-
-
-async def _caller(house: House, caller: Caller, request: Request) -> str | None:
-    """Return who calls. Raises `Unauthenticated`."""
-    try:
-        return _known_caller(house.access, caller, request)
-    except Unauthenticated:
-        if _authorization(request) is None:
-            raise
-        # The client, or the key, may be news from another broker.
-        await house.replica.catch_up()
-        return _known_caller(house.access, caller, request)
-
-
-def _known_caller(access: Access, caller: Caller, request: Request) -> str | None:
-    if caller is Caller.ANYBODY:
-        return None
-    header = _authorization(request)
-    if header is None:
-        raise Unauthenticated
-    scheme, _, token = header.partition(" ")
-    if scheme.lower() != "bearer":
-        raise Unauthenticated("a Bearer token is wanted")
-    if caller is Caller.PEER:
-        access.verify(Audience.BROKER, token.strip())
-        return "broker"
-    return access.api_client(token.strip()).id
-
-
-def _authorization(request: Request) -> str | None:
-    # Looked up in the bare scope: Starlette would wrap and decode all headers for this one.
-    for name, value in request.scope["headers"]:
-        if name == b"authorization":
-            return str(value, "latin-1")
-    return None
 
 
 def _log(route: Route, caller: str | None, status: int, seconds: float) -> None:

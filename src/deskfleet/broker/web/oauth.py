@@ -1,15 +1,17 @@
 """Tokens for API clients and agents, and the enrolment of agents.
 
-RFC 6749 client credentials: the Basic header, and the grant type in the query (as the developer
-guide has it) or in a form (as the RFC has it). RFC 7591 dynamic registration with a software
-statement for agents.
+RFC 6749 client credentials: the password in the Basic header or in a form, never in the address;
+the grant type in the query (as the developer guide has it) or in a form (as the RFC has it).
+Refusals have the RFC's words, but for wrong credentials, which the field knows as
+`unauthorized_client`; who goes on with them has to wait. RFC 7591 dynamic registration with a
+software statement for agents.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
 from urllib.parse import parse_qs, unquote_plus
 
@@ -22,12 +24,16 @@ from deskfleet.broker.web import rendering
 from deskfleet.broker.web.limits import MAX_FORM_BYTES, body_of
 from deskfleet.broker.web.problems import refusal
 from deskfleet.broker.web.shapes import AccessToken
+from deskfleet.broker.web.throttle import Throttle, too_many
 from deskfleet.errors import Forbidden, Invalid, Unauthenticated
 
 TOKEN_LIFE = timedelta(hours=1)
 MAX_NAME = 256
 
+BASIC = {"WWW-Authenticate": 'Basic realm="deskfleet"'}
+
 Issue = Callable[[str, str], Awaitable[str]]
+Form = Mapping[str, Sequence[str]]
 
 
 class Registration(msgspec.Struct):
@@ -48,16 +54,26 @@ class Registered(msgspec.Struct):
 
 
 class OAuth:
-    def __init__(self, access: Access) -> None:
+    def __init__(
+        self, access: Access, throttle: Throttle, *, issues_api_tokens: bool = True
+    ) -> None:
         self._access = access
+        self._throttle = throttle
+        self._issues_api_tokens = issues_api_tokens
 
     async def api_token(self, request: Request) -> Response:
-        return await _token(
+        if not self._issues_api_tokens:
+            return _error(
+                400,
+                "unsupported_grant_type",
+                "this broker issues no tokens; ask the authorization server of the fleet",
+            )
+        return await self._token(
             request, lambda id, password: self._access.api_token(id, password, life=TOKEN_LIFE)
         )
 
     async def agent_token(self, request: Request) -> Response:
-        return await _token(
+        return await self._token(
             request, lambda id, password: self._access.agent_token(id, password, life=TOKEN_LIFE)
         )
 
@@ -78,27 +94,47 @@ class OAuth:
         )
         return _secret(msgspec.json.encode(body), status=201)
 
+    async def _token(self, request: Request, issue: Issue) -> Response:
+        form = await _form(request)
+        credentials = _credentials(request, form)
+        if credentials is None:
+            return _error(401, "invalid_client", headers=BASIC)
+        grants = {*request.query_params.getlist("grant_type"), *form.get("grant_type", ())}
+        if len(grants) != 1:
+            return _error(400, "invalid_request", "one grant_type is wanted")
+        if grants != {"client_credentials"}:
+            return _error(400, "unsupported_grant_type")
+        client_id, address = credentials[0], self._throttle.address(request.scope)
+        wait = self._throttle.login(address, client_id)
+        if wait:
+            return too_many(wait)
+        try:
+            token = await issue(*credentials)
+        except Unauthenticated:
+            self._throttle.login_refused(address, client_id)
+            return _error(401, "unauthorized_client", headers=BASIC)
+        wait = self._throttle.call(client_id)
+        return too_many(wait) if wait else _given(token)
 
-async def _token(request: Request, issue: Issue) -> Response:
-    basic = {"WWW-Authenticate": 'Basic realm="deskfleet"'}
-    credentials = _basic(request.headers.get("authorization", ""))
-    if credentials is None:
-        return refusal(401, "invalid_client", basic)
-    grant = request.query_params.get("grant_type") or await _form_grant(request)
-    if grant is None:
-        return refusal(400, "invalid_request")
-    if grant != "client_credentials":
-        return refusal(400, "unsupported_grant_type")
-    try:
-        token = await issue(*credentials)
-    except Unauthenticated:
-        return refusal(401, "unauthorized_client", basic)
+
+def _given(token: str) -> Response:
     answer = AccessToken(
         access_token=token,
         token_type="Bearer",  # noqa: S106
         expires_in=int(TOKEN_LIFE.total_seconds()),
     )
     return _secret(rendering.encode(answer))
+
+
+def _credentials(request: Request, form: Form) -> tuple[str, str] | None:
+    """Return client id and password, from the header or from the form. Raises `Invalid`."""
+    headers = request.headers.getlist("authorization")
+    ids, passwords = form.get("client_id", []), form.get("client_secret", [])
+    if len(headers) + len(passwords) > 1 or len(ids) > 1:
+        raise Invalid("invalid_request")
+    if headers:
+        return _basic(headers[0])
+    return (ids[0], passwords[0]) if ids and passwords else None
 
 
 def _basic(header: str) -> tuple[str, str] | None:
@@ -114,13 +150,22 @@ def _basic(header: str) -> tuple[str, str] | None:
     return (unquote_plus(client_id), password) if colon else None
 
 
-async def _form_grant(request: Request) -> str | None:
+async def _form(request: Request) -> Form:
     body = await body_of(request, MAX_FORM_BYTES)
     try:
-        values = parse_qs(body.decode(), max_num_fields=20).get("grant_type")
+        return parse_qs(body.decode(), max_num_fields=20)
     except (UnicodeDecodeError, ValueError) as error:
         raise Invalid("invalid_request") from error
-    return values[0] if values else None
+
+
+def _error(
+    status: int, error: str, description: str = "", *, headers: Mapping[str, str] | None = None
+) -> Response:
+    """Answer as RFC 6749 has it (section 5.2)."""
+    body = {"error": error, **({"error_description": description} if description else {})}
+    answer = _secret(msgspec.json.encode(body), status)
+    answer.headers.update(headers or {})
+    return answer
 
 
 def _secret(body: bytes, status: int = 200) -> Response:

@@ -1,0 +1,85 @@
+"""Who calls: settled at each door before anything of a request is read.
+
+API clients show a token of this fleet or of a registered authorization server, as the rules allow;
+other brokers show one that the fleet's key has signed. A token that isn't known may be news from
+another broker, or signed by a key that its server has just made: both are looked up once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from starlette.requests import Request
+
+from deskfleet.broker.service.access import ISSUER, Audience
+from deskfleet.broker.service.house import House
+from deskfleet.broker.service.tokens import head_of
+from deskfleet.broker.web.routes import Caller
+from deskfleet.errors import InvalidToken, Unauthenticated
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """Which tokens open the door for API clients."""
+
+    authorization: bool = True
+    """False: nobody has to say who they are."""
+    own_tokens: bool = True
+    """False: only those of registered authorization servers."""
+
+
+class Callers:
+    def __init__(self, house: House, rules: Rules) -> None:
+        self._access = house.access
+        self._external = house.external
+        self._replica = house.replica
+        self._rules = rules
+
+    async def of(self, kind: Caller, request: Request) -> str | None:
+        """Return who calls, None where that may be anybody.
+
+        Raises `Unauthenticated` and `InsufficientScope`.
+        """
+        if kind is Caller.ANYBODY or (kind is Caller.CLIENT and not self._rules.authorization):
+            return None
+        token = _bearer(request)
+        try:
+            return self._known(kind, token)
+        except InvalidToken:
+            await self._replica.catch_up()
+            if kind is Caller.CLIENT and self._is_foreign(token):
+                await self._external.learn(token)
+            return self._known(kind, token)
+
+    def _known(self, kind: Caller, token: str) -> str:
+        if kind is Caller.PEER:
+            self._access.verify(Audience.BROKER, token)
+            return "broker"
+        known = self._external.remembered(token) if self._external.expected else None
+        return known if known is not None else self._client(token)
+
+    def _client(self, token: str) -> str:
+        try:
+            if self._rules.own_tokens:
+                return self._access.api_client(token).id
+        except InvalidToken:
+            if not self._is_foreign(token):
+                raise
+        known = self._external.caller(token) if self._is_foreign(token) else None
+        if known is None:
+            raise InvalidToken("no authorization server that is known here has made the token")
+        return known
+
+    def _is_foreign(self, token: str) -> bool:
+        return self._external.expected and head_of(token).issuer != ISSUER
+
+
+def _bearer(request: Request) -> str:
+    # Looked up in the bare scope: Starlette would wrap and decode all headers for this one.
+    for name, value in request.scope["headers"]:
+        if name == b"authorization":
+            scheme, _, token = str(value, "latin-1").partition(" ")
+            if scheme.lower() != "bearer":
+                raise Unauthenticated("a Bearer token is wanted")
+            return token.strip()
+    raise Unauthenticated

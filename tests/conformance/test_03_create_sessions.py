@@ -1,0 +1,492 @@
+"""CreateSessions: creates new sessions with the specified details."""
+
+from __future__ import annotations
+
+import base64
+import re
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from conftest import Play
+
+from deskfleet.core.records import Phase, Type
+from support.conformance import Api, on
+from support.played_server import WINDOWS, PlayedServer
+from support.waiting import until
+
+ANY_TYPE = (Type.VIRTUAL, Type.CONSOLE)
+PERMISSIONS = base64.b64encode(b"[permissions]\n%owner% allow builtin\n").decode()
+NO_PLACE = "no dcv server found for placement"
+
+
+@pytest.fixture
+def server(play: Play) -> PlayedServer:
+    return play(types=ANY_TYPE)
+
+
+@pytest.fixture
+def windows(play: Play) -> PlayedServer:
+    return play(types=(Type.CONSOLE,), os=WINDOWS)
+
+
+class TestRequestParameters:
+    def test_name(self, api: Api, owner: str) -> None:
+        assert api.create(owner, Name="a session name")["Name"] == "a session name"
+
+    def test_owner(self, api: Api, owner: str) -> None:
+        assert api.create(owner)["Owner"] == owner
+
+    @pytest.mark.parametrize("type_", ["VIRTUAL", "Virtual", "virtual"])
+    def test_type_virtual(self, api: Api, owner: str, type_: str) -> None:
+        assert api.create(owner, Type=type_)["Type"] == "VIRTUAL"
+
+    @pytest.mark.own_broker
+    @pytest.mark.parametrize("type_", ["CONSOLE", "Console"])
+    def test_type_console(self, api: Api, owner: str, server: PlayedServer, type_: str) -> None:
+        created = api.create(owner, Type=type_, **on(server))
+        assert created["Type"] == "CONSOLE"
+        assert api.wait(created["Id"], "READY")["Type"] == "CONSOLE"
+
+    @pytest.mark.own_broker
+    @pytest.mark.parametrize(
+        ("given", "told"),
+        [
+            ({"InitFile": "init.sh"}, {"init_file": "init.sh"}),
+            ({"InitFilePath": "old.sh"}, {"init_file": "old.sh"}),
+            ({"InitFilePath": "old.sh", "InitFile": "init.sh"}, {"init_file": "init.sh"}),
+            ({"MaxConcurrentClients": 3}, {"max_concurrent_clients": 3}),
+            ({"DcvGlEnabled": True}, {"dcv_gl_enabled": True}),
+            ({"DcvGlEnabled": False}, {"dcv_gl_enabled": False}),
+            ({"PermissionsFile": PERMISSIONS}, {"permissions_file": PERMISSIONS}),
+            ({"AutorunFile": "sub/run.sh"}, {"autorun_file": "sub/run.sh"}),
+            (
+                {"AutorunFile": "run.sh", "AutorunFileArguments": ["b", "", "a b", "ü"]},
+                {"autorun_file_arguments": ("b", "", "a b", "ü")},
+            ),
+            ({"DisableRetryOnFailure": True}, {"disable_retry": True}),
+            ({"StorageRoot": "%home%/desk"}, {"storage_root": "%home%/desk"}),
+        ],
+        ids=lambda value: " ".join(value) if isinstance(value, dict) else None,
+    )
+    def test_reaches_the_server(
+        self,
+        api: Api,
+        owner: str,
+        server: PlayedServer,
+        given: dict[str, Any],
+        told: dict[str, Any],
+    ) -> None:
+        session_id = api.ready(owner, **given, **on(server))
+        desire = server.desire(session_id)
+        assert desire is not None
+        assert {name: getattr(desire.spec.request, name) for name in told} == told
+
+    def test_max_concurrent_clients_is_shown(self, api: Api, owner: str) -> None:
+        session_id = api.ready(owner, MaxConcurrentClients=2)
+        assert (api.describe(session_id) or {})["MaxConcurrentClients"] == 2
+
+    def test_storage_root_is_shown(self, api: Api, owner: str) -> None:
+        session_id = api.ready(owner, StorageRoot="%home%")
+        assert (api.describe(session_id) or {})["StorageRoot"] == "%home%"
+
+    def test_what_is_null_is_as_good_as_absent(self, api: Api, owner: str) -> None:
+        optional = (
+            *("InitFilePath", "InitFile", "MaxConcurrentClients", "DcvGlEnabled"),
+            *("PermissionsFile", "EnqueueRequest", "AutorunFile", "AutorunFileArguments"),
+            *("DisableRetryOnFailure", "Requirements", "StorageRoot"),
+        )
+        assert api.create(owner, **dict.fromkeys(optional))["State"] == "CREATING"
+
+    def test_blank_requirements_require_nothing(self, api: Api, owner: str) -> None:
+        assert api.create(owner, Requirements="  ")["State"] == "CREATING"
+
+
+@pytest.mark.own_broker
+class TestEnqueueRequest:
+    def test_false_a_request_that_cannot_be_fulfilled_fails(self, api: Api, owner: str) -> None:
+        reason = api.failure(owner, EnqueueRequest=False, Requirements="tag:nowhere = 'x'")
+        assert NO_PLACE in reason.lower()
+
+    def test_absent_is_false(self, api: Api, owner: str) -> None:
+        assert NO_PLACE in api.failure(owner, Requirements="tag:nowhere = 'x'").lower()
+
+    def test_true_it_waits_and_is_placed_when_a_server_comes(
+        self, api: Api, owner: str, play: Play
+    ) -> None:
+        name = f"later_{uuid.uuid4().hex[:8]}"
+        wanted = f"tag:played = '{name}'"
+        created = api.create(owner, EnqueueRequest=True, Requirements=wanted)
+        waiting = api.describe(created["Id"]) or {}
+        assert (waiting["State"], waiting["Substate"]) == ("CREATING", "SESSION_PLACING")
+        server = play(name=name)
+        assert api.wait(created["Id"], "READY")["Server"]["Id"] == server.id
+
+
+@pytest.mark.own_broker
+class TestDisableRetryOnFailure:
+    def test_true_one_failure_is_final(self, api: Api, owner: str, server: PlayedServer) -> None:
+        server.starts = Phase.FAILED
+        session_id = api.create(owner, DisableRetryOnFailure=True, **on(server))["Id"]
+        ended = api.wait(session_id, "DELETED")
+        assert ended["StateReason"] == "it was made to fail"
+        assert server.starts_asked == 1
+
+    def test_false_it_is_tried_again(self, api: Api, owner: str, server: PlayedServer) -> None:
+        server.starts = Phase.FAILED
+        session_id = api.create(owner, DisableRetryOnFailure=False, **on(server))["Id"]
+        api.wait(session_id, "DELETED")
+        # Twice again by default: create-sessions-number-of-retries-on-failure.
+        assert server.starts_asked == 3
+
+
+class TestRequired:
+    @pytest.mark.parametrize("member", ["Name", "Owner", "Type"])
+    @pytest.mark.parametrize("value", [None, "", " "], ids=["null", "empty", "blank"])
+    def test_an_entry_without_it_fails(
+        self, api: Api, owner: str, member: str, value: str | None
+    ) -> None:
+        item = {**api.item(owner), member: value}
+        (refused,) = api.call("createSessions", [item])["UnsuccessfulList"]
+        assert member in refused["FailureReason"]
+
+    def test_another_entry_is_created_all_the_same(self, api: Api, owner: str) -> None:
+        answer = api.call("createSessions", [{"Owner": owner}, api.item(owner)])
+        assert len(answer["SuccessfulList"]) == 1
+        assert len(answer["UnsuccessfulList"]) == 1
+
+
+class TestRefusedValues:
+    @pytest.mark.parametrize(
+        ("member", "value"),
+        [
+            ("Type", "OTHER"),
+            ("MaxConcurrentClients", 0),
+            ("MaxConcurrentClients", -1),
+            ("PermissionsFile", base64.b64encode(b"not a permissions file").decode()),
+            ("Requirements", "tag:color ="),
+            ("Name", "a\nb"),
+            ("Owner", "a\x00b"),
+        ],
+    )
+    def test_of_one_entry(self, api: Api, owner: str, member: str, value: object) -> None:
+        item = {**api.item(owner), member: value}
+        (refused,) = api.call("createSessions", [item])["UnsuccessfulList"]
+        assert refused["FailureReason"]
+
+    @pytest.mark.own_broker
+    def test_a_permissions_file_that_is_a_path_is_none(self, api: Api, owner: str) -> None:
+        assert "PermissionsFile" in api.failure(owner, PermissionsFile="/dcv/permissions.file")
+
+    def test_autorun_file_arguments_more_than_the_limit(self, api: Api, owner: str) -> None:
+        many = ["x"] * 51
+        assert "AutorunFileArguments" in api.failure(
+            owner, AutorunFile="run.sh", AutorunFileArguments=many
+        )
+
+    def test_autorun_file_arguments_longer_than_the_limit(self, api: Api, owner: str) -> None:
+        long = ["x" * 151]
+        assert "AutorunFileArguments" in api.failure(
+            owner, AutorunFile="run.sh", AutorunFileArguments=long
+        )
+
+    def test_autorun_file_arguments_at_the_limit(self, api: Api, owner: str) -> None:
+        arguments = ["x" * 150] * 50
+        assert api.create(owner, AutorunFile="run.sh", AutorunFileArguments=arguments)["Id"]
+
+
+@pytest.mark.own_broker
+class TestWhatIsSupportedWhere:
+    """The guide's "supported with" and "not supported with"."""
+
+    @pytest.mark.parametrize(
+        "members",
+        [
+            {"InitFile": "init.sh"},
+            {"AutorunFile": "run.sh"},
+            {"AutorunFile": "run.sh", "AutorunFileArguments": ["x"]},
+            {"DcvGlEnabled": True},
+        ],
+        ids=lambda members: list(members)[-1],
+    )
+    def test_not_with_console_sessions_on_linux(
+        self, api: Api, owner: str, server: PlayedServer, members: dict[str, Any]
+    ) -> None:
+        assert list(members)[-1] in api.failure(owner, Type="CONSOLE", **members, **on(server))
+
+    @pytest.mark.parametrize(
+        "members",
+        [
+            {"InitFile": "init.sh"},
+            {"AutorunFile": "run.sh", "AutorunFileArguments": ["x"]},
+            {"DcvGlEnabled": True},
+        ],
+        ids=lambda members: list(members)[-1],
+    )
+    def test_not_with_console_sessions_on_windows(
+        self, api: Api, owner: str, windows: PlayedServer, members: dict[str, Any]
+    ) -> None:
+        assert list(members)[-1] in api.failure(owner, Type="CONSOLE", **members, **on(windows))
+
+    def test_autorun_file_with_console_sessions_on_windows(
+        self, api: Api, owner: str, windows: PlayedServer
+    ) -> None:
+        assert api.ready(owner, Type="CONSOLE", AutorunFile="run.bat", **on(windows))
+
+    def test_what_is_switched_off_is_not_asked_for(
+        self, api: Api, owner: str, windows: PlayedServer
+    ) -> None:
+        assert api.ready(owner, Type="CONSOLE", DcvGlEnabled=False, **on(windows))
+
+
+class TestResponseParameters:
+    def test_id_is_a_lower_case_uuid(self, api: Api, owner: str) -> None:
+        pattern = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
+        assert re.fullmatch(pattern, api.create(owner)["Id"])
+
+    def test_id_is_unique(self, api: Api, owner: str) -> None:
+        answer = api.call("createSessions", [api.item(owner) for _ in range(3)])
+        assert len({one["Id"] for one in answer["SuccessfulList"]}) == 3
+
+    @pytest.mark.parametrize(
+        ("member", "value"),
+        [("Name", "n"), ("Type", "VIRTUAL"), ("State", "CREATING"), ("Substate", "SESSION_PLACING")],
+    )
+    def test_member(self, api: Api, owner: str, member: str, value: str) -> None:
+        assert api.create(owner, Name="n")[member] == value
+
+    def test_owner(self, api: Api, owner: str) -> None:
+        assert api.create(owner)["Owner"] == owner
+
+    def test_request_id_is_unique(self, api: Api) -> None:
+        assert len({api.call("createSessions", [])["RequestId"] for _ in range(3)}) == 3
+
+    def test_both_lists_are_there_when_they_are_empty(self, api: Api) -> None:
+        answer = api.call("createSessions", [])
+        assert (answer["SuccessfulList"], answer["UnsuccessfulList"]) == ([], [])
+
+    def test_unsuccessful_list_repeats_the_request(self, api: Api, owner: str) -> None:
+        item = api.item(owner, Requirements="tag:nowhere = 'x'", MaxConcurrentClients=1)
+        (refused,) = api.call("createSessions", [item])["UnsuccessfulList"]
+        assert refused["CreateSessionRequestData"] == item
+
+    def test_unsuccessful_list_failure_reason(self, api: Api, owner: str) -> None:
+        assert NO_PLACE in api.failure(owner, Requirements="tag:nowhere = 'x'").lower()
+
+
+class TestExample:
+    def test_sessions_that_no_server_fits(self, api: Api) -> None:
+        items = [
+            {
+                "Name": "session1",
+                "Owner": "user1",
+                "Type": "CONSOLE",
+                "MaxConcurrentClients": 1,
+                "Requirements": "tag:os = 'windows' and server:Host.Memory.TotalBytes > 1024",
+                "StorageRoot": "/storage/root",
+            },
+            {
+                "Name": "session3",
+                "Owner": "user1",
+                "Type": "VIRTUAL",
+                "InitFilePath": "/dcv/script.sh",
+                "AutorunFile": "myapp.sh",
+                "AutorunFileArguments": ["argument1", "argument2"],
+                "MaxConcurrentClients": 1,
+                "DcvGlEnabled": False,
+                "Requirements": "tag:os = 'linux'",
+            },
+        ]
+        answer = api.call("createSessions", items)
+        repeated = [one["CreateSessionRequestData"] for one in answer["UnsuccessfulList"]]
+        names = [one["Name"] for one in [*answer["SuccessfulList"], *repeated]]
+        assert sorted(names) == ["session1", "session3"]
+
+
+@pytest.mark.own_broker
+class TestPlacement:
+    def test_a_full_server_takes_no_more(self, api: Api, owner: str, play: Play) -> None:
+        server = play(max_virtual_sessions=2)
+        for _ in range(2):
+            api.ready(owner, **on(server))
+        assert "full" in api.failure(owner, **on(server))
+
+    def test_one_console_session_and_nothing_beside_it(
+        self, api: Api, owner: str, server: PlayedServer
+    ) -> None:
+        api.ready(owner, Type="CONSOLE", **on(server))
+        for type_ in ("CONSOLE", "VIRTUAL"):
+            assert "full" in api.failure(owner, Type=type_, **on(server))
+
+    def test_no_console_session_beside_virtual_ones(
+        self, api: Api, owner: str, server: PlayedServer
+    ) -> None:
+        api.ready(owner, **on(server))
+        assert "full" in api.failure(owner, Type="CONSOLE", **on(server))
+
+    def test_a_limit_for_each_owner(self, api: Api, owner: str, play: Play) -> None:
+        server = play(max_sessions_per_user=1)
+        api.ready(owner, **on(server))
+        assert "owner" in api.failure(owner, **on(server))
+        other = f"{owner}2"
+        api.ready(other, **on(server))
+        api.delete_all_of(other)
+
+    def test_a_type_that_the_server_does_not_have(self, api: Api, owner: str, play: Play) -> None:
+        server = play(types=(Type.VIRTUAL,))
+        assert "console" in api.failure(owner, Type="CONSOLE", **on(server))
+
+    def test_the_emptier_server_is_taken(self, api: Api, owner: str, play: Play) -> None:
+        servers = [play(tags={"played": "pair", "pair": owner}) for _ in range(2)]
+        wanted = f"tag:pair = '{owner}'"
+        ids = [api.ready(owner, Requirements=wanted) for _ in range(4)]
+        placed = [(api.describe(id) or {})["Server"]["Id"] for id in ids]
+        assert sorted(placed.count(server.id) for server in servers) == [2, 2]
+
+    def test_another_server_is_tried_after_a_failure(
+        self, api: Api, owner: str, play: Play
+    ) -> None:
+        tags = {"played": "pair", "pair": owner}
+        servers = [play(tags=tags), play(tags=tags)]
+        servers[0].starts = Phase.FAILED
+        for _ in range(3):
+            session_id = api.ready(owner, Requirements=f"tag:pair = '{owner}'")
+            assert (api.describe(session_id) or {})["Server"]["Id"] == servers[1].id
+        until(lambda: servers[0].starts_asked >= 1)
+
+
+def _is_placed(api: Api, owner: str, server: PlayedServer) -> Callable[[str], bool]:
+    def placed(expression: str) -> bool:
+        mine = on(server)["Requirements"]
+        item = api.item(owner, Requirements=f"{mine} and ({expression})")
+        answer = api.call("createSessions", [item])
+        for refused in answer["UnsuccessfulList"]:
+            assert NO_PLACE in refused["FailureReason"].lower(), refused["FailureReason"]
+        return bool(answer["SuccessfulList"])
+
+    return placed
+
+
+TRUE = [
+    "tag:color = 'pink'",
+    "tag:color != 'red'",
+    "tag:size = 'it''s big'",
+    "tag:dcv:max-virtual-sessions = '-1'",
+    "tag:color := 'in'",
+    "server:Host.CpuInfo.NumberOfCpus > 3",
+    "server:Host.CpuInfo.NumberOfCpus >= 4",
+    "server:Host.CpuInfo.NumberOfCpus < 5",
+    "server:Host.CpuInfo.NumberOfCpus <= 4",
+    "server:Host.CpuInfo.NumberOfCpus = 4",
+    "server:Host.CpuInfo.NumberOfCpus != 5",
+    "server:Host.Memory.TotalBytes > 1024E6",
+    "server:Host.Memory.TotalBytes > +1.5e9",
+    "tag:color = 'pink' and tag:size := 'big'",
+    "tag:color = 'red' or tag:size := 'big'",
+    "not tag:color = 'red'",
+    "NOT (tag:color = 'red' OR tag:color = 'blue') AND tag:size := 'big'",
+    "tag:color = 'red' and tag:color = 'blue' or tag:color = 'pink'",
+    "tag:color='pink'",
+    "tag:color = 'pink' and (server:Host.Os.Family = 'windows' or tag:color := 'p')",
+    "server:Host.Aws.Ec2InstanceType := 't2' and server:Host.CpuInfo.NumberOfCpus >= 2",
+]
+FALSE = [
+    "tag:color = 'PINK'",
+    "tag:color != 'pink'",
+    "tag:color := 'x'",
+    "server:Host.CpuInfo.NumberOfCpus > 4",
+    "server:Host.CpuInfo.NumberOfCpus < 4",
+    "tag:color = 'pink' and tag:size = 'small'",
+    "not tag:color = 'pink'",
+    "tag:color = 'red' or tag:size = 'small'",
+    "tag:color = 'pink' and (tag:size = 'small' or tag:size = 'tiny')",
+    "tag:nowhere = ''",
+]
+PROPERTIES = {
+    "Hostname": "'node001'",
+    "Version": "'2024.0.1'",
+    "SessionManagerAgentVersion": "'2024.0.2'",
+    "Host.Os.BuildNumber": "'14393'",
+    "Host.Os.Family": "'linux'",
+    "Host.Os.KernelVersion": "'4.14.203'",
+    "Host.Os.Name": "'Amazon Linux'",
+    "Host.Os.Version": "'2'",
+    "Host.Memory.TotalBytes": "32144048128",
+    "Host.Memory.UsedBytes": "2184925184",
+    "Host.Swap.TotalBytes": "1024",
+    "Host.Swap.UsedBytes": "512",
+    "Host.CpuLoadAverage.OneMinute": "2.25",
+    "Host.CpuLoadAverage.FiveMinutes": "1.5",
+    "Host.CpuLoadAverage.FifteenMinutes": "0.75",
+    "Host.Aws.Ec2InstanceId": "'i-123456789'",
+    "Host.Aws.Ec2InstanceType": "'t2.large'",
+    "Host.Aws.Region": "'us-west-2b'",
+    "Host.Aws.Ec2ImageId": "'ami-12345678987654321'",
+    "Host.CpuInfo.Architecture": "'x86_64'",
+    "Host.CpuInfo.ModelName": "'Intel(R) Xeon(R) CPU E5-2686 v4 @ 2.30GHz'",
+    "Host.CpuInfo.NumberOfCpus": "4",
+    "Host.CpuInfo.PhysicalCoresPerCpu": "2",
+    "Host.CpuInfo.Vendor": "'GenuineIntel'",
+}
+
+
+@pytest.mark.own_broker
+class TestRequirements:
+    @pytest.fixture
+    def placed(self, api: Api, owner: str, play: Play, rich_host: Any) -> Callable[[str], bool]:
+        name = f"rich_{uuid.uuid4().hex[:8]}"
+        tags = {
+            "played": name,
+            "color": "pink",
+            "size": "it's big",
+            "dcv:max-virtual-sessions": "-1",
+        }
+        return _is_placed(api, owner, play(name=name, hostname="node001", host=rich_host, tags=tags))
+
+    @pytest.mark.parametrize("expression", TRUE)
+    def test_true(self, placed: Callable[[str], bool], expression: str) -> None:
+        assert placed(expression)
+
+    @pytest.mark.parametrize("expression", FALSE)
+    def test_false(self, placed: Callable[[str], bool], expression: str) -> None:
+        assert not placed(expression)
+
+    @pytest.mark.parametrize("name", PROPERTIES)
+    def test_server_property(self, placed: Callable[[str], bool], name: str) -> None:
+        assert placed(f"server:{name} = {PROPERTIES[name]}")
+        assert not placed(f"server:{name} != {PROPERTIES[name]}")
+
+    def test_server_property_id(self, api: Api, owner: str, play: Play) -> None:
+        server = play()
+        created = api.create(owner, Requirements=f"server:Id = '{server.id}'")
+        assert api.wait(created["Id"], "READY")["Server"]["Id"] == server.id
+
+
+class TestRequirementsThatAreNone:
+    @pytest.mark.parametrize(
+        "expression",
+        [
+            "color = 'pink'",
+            "tag:color",
+            "tag:color == 'pink'",
+            "tag:color = pink",
+            "tag:color = 'pink",
+            "tag:color = 'pink' and",
+            "tag:color = 'pink' tag:size = 'big'",
+            "(tag:color = 'pink'",
+            "tag:color = 'pink')",
+            "not not tag:color = 'pink'",
+            "'pink' = tag:color",
+            "tag:color < > 'pink'",
+            "tag:color := 5",
+        ],
+    )
+    def test_fail_with_their_reason(self, api: Api, owner: str, expression: str) -> None:
+        assert api.failure(owner, Requirements=expression)
+
+    @pytest.mark.own_broker
+    @pytest.mark.parametrize("name", ["Ip", "Availability", "host.os.family", "Host.Gpus", "X"])
+    def test_an_unknown_property_is_named(self, api: Api, owner: str, name: str) -> None:
+        reason = api.failure(owner, Requirements=f"server:{name} = 'x'")
+        assert f"Server property server:{name} not found" in reason

@@ -1,0 +1,146 @@
+"""GetSessionConnectionData: what a user needs to connect to a session."""
+
+from __future__ import annotations
+
+import re
+
+import jwt
+import pytest
+from conftest import Play
+
+from deskfleet.core.records import Phase
+from support.conformance import UNKNOWN_ID, Api, on
+from support.waiting import until
+
+
+def claims(token: str) -> dict[str, object]:
+    return dict(jwt.decode(token, options={"verify_signature": False}))
+
+
+class TestRequestParameters:
+    def test_session_id(self, api: Api, owner: str, session: str) -> None:
+        assert api.connection_data(session, owner)["Session"]["Id"] == session
+
+    @pytest.mark.parametrize(
+        "user",
+        ["user1", "DOMAIN\\user", "a/b", "user@example.com", "user 1", "%owner%", "Jürgen", "a+b&c?d#e"],
+    )
+    def test_user(self, api: Api, session: str, user: str) -> None:
+        assert api.connection_data(session, user)["ConnectionToken"]
+
+    @pytest.mark.own_broker
+    def test_user_may_stand_raw_in_the_path(self, api: Api, session: str) -> None:
+        answer = api.send("GET", f"/sessionConnectionData/{session}/DOMAIN\\user@example.com")
+        token = answer.json()["ConnectionToken"]
+        assert claims(token)["dcvSessionUser"] == "DOMAIN\\user@example.com"
+
+
+class TestResponseParameters:
+    @pytest.mark.parametrize(
+        "member",
+        ["Id", "Name", "Owner", "Type", "State", "CreationTime", "NumOfConnections", "Server"],
+    )
+    def test_session_member(self, api: Api, owner: str, session: str, member: str) -> None:
+        described = api.describe(session) or {}
+        assert api.connection_data(session, owner)["Session"][member] == described[member]
+
+    @pytest.mark.parametrize("member", ["Ip", "Hostname", "Port", "Endpoints", "WebUrlPath", "Tags"])
+    def test_server_member(self, api: Api, owner: str, session: str, member: str) -> None:
+        assert member in api.connection_data(session, owner)["Session"]["Server"]
+
+    def test_there_is_no_request_id(self, api: Api, owner: str, session: str) -> None:
+        assert set(api.connection_data(session, owner)) == {"Session", "ConnectionToken"}
+
+
+class TestConnectionToken:
+    def test_can_stand_in_a_url_as_it_is(self, api: Api, owner: str, session: str) -> None:
+        token = api.connection_data(session, owner)["ConnectionToken"]
+        assert re.fullmatch(r"[A-Za-z0-9._~-]+", token)
+
+    def test_is_a_signed_jwt(self, api: Api, owner: str, session: str) -> None:
+        head = jwt.get_unverified_header(api.connection_data(session, owner)["ConnectionToken"])
+        assert head["typ"] == "JWT"
+        assert head["kid"]
+        assert head["alg"] in {"RS256", "ES256"}
+
+    @pytest.mark.own_broker
+    def test_is_signed_with_rs256(self, api: Api, owner: str, session: str) -> None:
+        token = api.connection_data(session, owner)["ConnectionToken"]
+        assert jwt.get_unverified_header(token)["alg"] == "RS256"
+
+    def test_says_which_session_it_is_for(self, api: Api, owner: str, session: str) -> None:
+        told = claims(api.connection_data(session, "somebody")["ConnectionToken"])
+        assert told["dcvSessionId"] == session
+        assert told["dcvSessionOwner"] == owner
+        assert told["dcvSessionUser"] == "somebody"
+
+    @pytest.mark.own_broker
+    def test_is_good_for_an_hour(self, api: Api, owner: str, session: str) -> None:
+        told = claims(api.connection_data(session, owner)["ConnectionToken"])
+        assert int(str(told["exp"])) - int(str(told["iat"])) == 3600
+
+    def test_is_a_new_one_each_time(self, api: Api, owner: str, session: str) -> None:
+        tokens = [api.connection_data(session, owner)["ConnectionToken"] for _ in range(3)]
+        assert len({claims(token)["jti"] for token in tokens}) == 3
+
+
+class TestFailures:
+    def test_an_unknown_session_is_not_found(self, api: Api) -> None:
+        answer = api.connection(UNKNOWN_ID, "user1")
+        assert answer.status_code in {400, 404}
+        assert "not found" in api.reason(answer)
+
+    @pytest.mark.own_broker
+    def test_a_session_that_is_not_ready_yet_is_worth_another_try(
+        self, api: Api, owner: str, play: Play
+    ) -> None:
+        server = play()
+        server.starts = Phase.STARTING
+        session_id = api.create(owner, **on(server))["Id"]
+        until(lambda: server.starts_asked)
+        answer = api.connection(session_id, owner)
+        assert answer.status_code == 400
+        assert "neither in READY" in api.reason(answer)
+        assert not re.search("invalid|not found", api.reason(answer), re.IGNORECASE)
+
+    @pytest.mark.own_broker
+    def test_nobody_connects_to_a_deleted_session(
+        self, api: Api, owner: str, session: str
+    ) -> None:
+        api.delete(session, owner)
+        api.wait(session, "DELETED")
+        assert api.connection(session, owner).status_code == 400
+
+    @pytest.mark.own_broker
+    def test_nobody_connects_while_the_state_is_unknown(
+        self, api: Api, owner: str, play: Play
+    ) -> None:
+        server = play()
+        session_id = api.ready(owner, **on(server))
+        server.cut()
+        api.wait(session_id, "UNKNOWN")
+        assert api.connection(session_id, owner).status_code == 400
+
+    @pytest.mark.own_broker
+    @pytest.mark.parametrize("user", ["x" * 257, "a\nb", "a\x00b"])
+    def test_a_user_who_can_be_nobody(self, api: Api, session: str, user: str) -> None:
+        answer = api.connection(session, user)
+        assert answer.status_code == 400
+        assert api.reason(answer)
+
+
+class TestAdditionalInfo:
+    @pytest.mark.own_broker
+    def test_the_url_to_connect_leads_to_the_desktops_entrance(
+        self, api: Api, owner: str, session: str
+    ) -> None:
+        data = api.connection_data(session, owner)
+        server = data["Session"]["Server"]
+        address = f"https://{server['Ip']}:{server['Port']}{server['WebUrlPath']}"
+        answer = api.http.get(f"{address}?authToken={data['ConnectionToken']}#{session}")
+        assert answer.status_code == 200
+
+
+class TestExample:
+    def test_a_session_that_does_not_exist(self, api: Api) -> None:
+        assert api.connection("sessionId12345", "user1").status_code in {400, 404}

@@ -1,0 +1,116 @@
+"""UpdateSessionPermissions: updates the user permissions for a session."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import pytest
+from conftest import Play
+
+from support.conformance import UNKNOWN_ID, Api, on
+from support.waiting import until
+
+NO_SUCH = "The requested dcvSession does not exist"
+PERMISSIONS = base64.b64encode(
+    b"[groups]\nteam=ann, osgroup:staff\n[aliases]\nview=display, pointer\n"
+    b"[permissions]\n%owner% allow builtin\ngroup:team allow view\n%any% deny printer\n"
+).decode()
+
+
+def update(api: Api, session_id: str | None, owner: str | None, file: str | None) -> Any:
+    item = {"SessionId": session_id, "Owner": owner, "PermissionsFile": file}
+    return api.call("sessionPermissions", [item])
+
+
+class TestRequestParameters:
+    def test_session_id(self, api: Api, owner: str, session: str) -> None:
+        answer = update(api, session, owner, PERMISSIONS)
+        assert answer["SuccessfulList"] == [{"SessionId": session}]
+
+    def test_owner_must_be_that_of_the_session(self, api: Api, session: str) -> None:
+        answer = update(api, session, "user99", PERMISSIONS)
+        assert answer["SuccessfulList"] == []
+        assert answer["UnsuccessfulList"][0]["SessionId"] == session
+
+    @pytest.mark.own_broker
+    def test_permissions_file_reaches_the_server(
+        self, api: Api, owner: str, play: Play
+    ) -> None:
+        server = play()
+        session_id = api.ready(owner, **on(server))
+        update(api, session_id, owner, PERMISSIONS)
+
+        def told() -> str | None:
+            desire = server.desire(session_id)
+            return desire.spec.request.permissions_file if desire else None
+
+        until(lambda: told() == PERMISSIONS)
+
+    @pytest.mark.parametrize("member", ["SessionId", "Owner", "PermissionsFile"])
+    def test_required(self, api: Api, owner: str, session: str, member: str) -> None:
+        item = {"SessionId": session, "Owner": owner, "PermissionsFile": PERMISSIONS}
+        del item[member]
+        answer = api.call("sessionPermissions", [item])
+        assert answer["SuccessfulList"] == []
+        assert answer["UnsuccessfulList"][0]["FailureReason"]
+
+    @pytest.mark.own_broker
+    @pytest.mark.parametrize(
+        ("text", "line"),
+        [
+            (b"[permissions]\n%owner% allow teleport\n", 2),
+            (b"#import other\n", 1),
+            (b"[permissions]\n\nuser1 permit display\n", 3),
+            (b"\xff\xfe", 0),
+        ],
+    )
+    def test_permissions_file_that_is_none(
+        self, api: Api, owner: str, session: str, text: bytes, line: int
+    ) -> None:
+        answer = update(api, session, owner, base64.b64encode(text).decode())
+        reason = answer["UnsuccessfulList"][0]["FailureReason"]
+        assert (f"line {line}" in reason) is bool(line)
+
+    @pytest.mark.own_broker
+    def test_permissions_file_that_is_no_base64(
+        self, api: Api, owner: str, session: str
+    ) -> None:
+        answer = update(api, session, owner, "file_base64_encoded")
+        assert "base64" in answer["UnsuccessfulList"][0]["FailureReason"]
+
+
+class TestResponseParameters:
+    def test_request_id_is_unique(self, api: Api) -> None:
+        assert len({api.call("sessionPermissions", [])["RequestId"] for _ in range(3)}) == 3
+
+    def test_both_lists_are_there_when_they_are_empty(self, api: Api) -> None:
+        answer = api.call("sessionPermissions", [])
+        assert (answer["SuccessfulList"], answer["UnsuccessfulList"]) == ([], [])
+
+    def test_successful_list_session_id(self, api: Api, owner: str, session: str) -> None:
+        assert update(api, session, owner, PERMISSIONS)["SuccessfulList"] == [{"SessionId": session}]
+
+    def test_unsuccessful_list_session_id(self, api: Api) -> None:
+        answer = update(api, UNKNOWN_ID, "user1", PERMISSIONS)
+        assert answer["UnsuccessfulList"][0]["SessionId"] == UNKNOWN_ID
+
+    def test_unsuccessful_list_failure_reason(self, api: Api) -> None:
+        answer = update(api, UNKNOWN_ID, "user1", PERMISSIONS)
+        assert answer["UnsuccessfulList"][0]["FailureReason"]
+
+    @pytest.mark.own_broker
+    def test_unsuccessful_list_failure_reason_of_a_deleted_session(
+        self, api: Api, owner: str, session: str
+    ) -> None:
+        api.delete(session, owner)
+        api.wait(session, "DELETED")
+        answer = update(api, session, owner, PERMISSIONS)
+        assert answer["UnsuccessfulList"] == [{"SessionId": session, "FailureReason": NO_SUCH}]
+
+
+class TestExample:
+    def test_a_session_that_does_not_exist(self, api: Api) -> None:
+        answer = update(api, "SessionId1897", "an owner 1890", "file_base64_encoded")
+        assert answer["SuccessfulList"] == []
+        assert [one["SessionId"] for one in answer["UnsuccessfulList"]] == ["SessionId1897"]

@@ -1,0 +1,401 @@
+"""Who may use the API of real brokers, and how often: with which tokens, or without any."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from support.auth_server import JwksServer, jwk, jwks_server, key_set, private_key, signed
+from support.programs import Portal, Site, trust
+from support.waiting import until
+
+RSA, EC = private_key("RSA-2048"), private_key("P-256")
+SCOPE = "dcv-session-manager/sm_scope"
+NO_HEADER = {"error": "No authorization header"}
+
+OPERATIONS: list[tuple[str, str, Any]] = [
+    ("POST", "/describeSessions", {}),
+    ("POST", "/createSessions", [{"Name": "x", "Owner": "ada", "Type": "VIRTUAL"}]),
+    ("POST", "/deleteSessions", [{"SessionId": "x", "Owner": "ada"}]),
+    ("POST", "/getSessionScreenshots", [{"SessionId": "x"}]),
+    ("PUT", "/sessionPermissions", []),
+    ("GET", "/sessionConnectionData/aSession/aOwner", None),
+    ("POST", "/describeServers", {}),
+    ("POST", "/openServers", [{"ServerId": "x"}]),
+    ("POST", "/closeServers", [{"ServerId": "x"}]),
+]
+
+
+@dataclass
+class World:
+    site: Site
+    jwks: JwksServer
+
+    @contextmanager
+    def door(self, broker: str = "broker", token: str | None = None) -> Iterator[httpx.Client]:
+        port = self.site._ports[broker][0]
+        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        with httpx.Client(
+            base_url=f"https://localhost:{port}",
+            verify=trust(self.site.ca_file),
+            headers=headers,
+            timeout=30,
+            trust_env=False,
+        ) as client:
+            yield client
+
+    def status(self, token: str, broker: str = "broker") -> int:
+        with self.door(broker, token) as door:
+            return door.post("/describeSessions", json={}).status_code
+
+    @contextmanager
+    def broker(self, name: str, **settings: object) -> Iterator[None]:
+        """Run one more broker of the fleet, with settings of its own."""
+        config = self.site.folder / f"{name}.toml"
+        lines = [f"{key} = {json.dumps(value)}\n" for key, value in settings.items()]
+        config.write_text("".join(lines))
+        self.site.start_broker(name, "--config", str(config))
+        try:
+            yield
+        finally:
+            self.site.stop(name)
+
+    @contextmanager
+    def registered(self, *options: str) -> Iterator[None]:
+        url = ("--url", self.jwks.url)
+        said = self.site.command("register-auth-server", *url, "--allow-private", *options)
+        assert said == "Jwk url registered.\n"
+        try:
+            yield
+        finally:
+            said = self.site.command("unregister-auth-server", *url)
+            assert said == f"Jwk url{self.jwks.url} unregistered\n"
+
+    def client(self, name: str) -> tuple[str, str]:
+        said = self.site.command("register-api-client", "--client-name", name)
+        id, password = [line.partition(": ")[2] for line in said.splitlines()]
+        return id, password
+
+    def own_token(self) -> str:
+        credentials = self.client("own")
+        with self.door() as door:
+            answer = door.post("/oauth2/token?grant_type=client_credentials", auth=credentials)
+        assert answer.status_code == 200
+        return str(answer.json()["access_token"])
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    folder: Path = tmp_path_factory.mktemp("access")
+    with (
+        jwks_server(folder / "authority") as (jwks, ca_file),
+        pytest.MonkeyPatch.context() as patch,
+        Site(folder) as site,
+    ):
+        # What the system trusts, for the brokers: the authority of the key server alone.
+        patch.setenv("SSL_CERT_FILE", str(ca_file))
+        jwks.body = key_set(jwk(RSA, "rsa"), jwk(EC, "ec"))
+        site.start_broker()
+        # The port is taken first of all; the authority is made after that.
+        until(site.ca_file.exists)
+        yield World(site, jwks)
+
+
+def external(key: Any = RSA, algorithm: str = "RS256", kid: str = "rsa", **claims: Any) -> str:
+    now = int(time.time())
+    merged = {
+        "iss": "login",
+        "aud": "api",
+        "scope": f"x {SCOPE}",
+        "client_id": "portal",
+        "iat": now,
+        "exp": now + 600,
+        **claims,
+    }
+    return signed(key, algorithm, kid, merged)
+
+
+class TestExternalServers:
+    def test_their_tokens_open_the_api_while_they_are_registered(self, world: World) -> None:
+        tokens = [external(), external(EC, "ES256", "ec")]
+        assert [world.status(token) for token in tokens] == [401, 401]
+        with world.registered("--issuer", "login", "--audience", "api", "--scope", SCOPE):
+            assert world.site.command("list-auth-servers") == f'Urls: [ "{world.jwks.url}" ]\n'
+            assert [world.status(token) for token in tokens * 2] == [200] * 4
+            assert world.status(world.own_token()) == 200
+            for wrong in (
+                external(iss="other"),
+                external(aud="other"),
+                external(exp=int(time.time()) - 61),
+                external(EC, "ES256", "rsa"),
+                external(private_key("RSA-2048", 2)),
+                external(kid="other"),
+            ):
+                assert world.status(wrong) == 401
+            told = json.loads(world.site.command("list-auth-servers", "--details"))
+            assert [(one["url"], one["audience"]) for one in told] == [(world.jwks.url, "api")]
+        assert [world.status(token) for token in tokens] == [401, 401]
+        assert world.site.command("list-auth-servers") == "Urls: [ ]\n"
+
+    def test_a_scope_that_is_lacking_is_told(self, world: World) -> None:
+        with world.registered("--scope", SCOPE), world.door("broker", external(scope="x")) as door:
+            answer = door.post("/describeSessions", json={})
+        assert answer.status_code == 403
+        assert answer.json() == {"error": "The token has not the scope that is wanted here."}
+        assert answer.headers["www-authenticate"] == (
+            'Bearer error="insufficient_scope",'
+            f' error_description="{answer.json()["error"]}", scope="{SCOPE}"'
+        )
+
+    def test_a_pinned_algorithm_shuts_the_others_out(self, world: World) -> None:
+        with world.registered("--algorithm", "ES256"):
+            assert world.status(external(EC, "ES256", "ec")) == 200
+            assert world.status(external()) == 401
+
+    def test_a_key_server_that_was_never_there_says_try_again(self, world: World) -> None:
+        world.jwks.status = 500
+        try:
+            with world.registered(), world.door("broker", external()) as door:
+                answer = door.post("/describeSessions", json={})
+        finally:
+            world.jwks.status = 200
+        assert answer.status_code == 503
+        assert int(answer.headers["retry-after"]) > 0
+
+    def test_a_broker_that_is_no_authorization_server(self, world: World) -> None:
+        own, credentials = world.own_token(), world.client("portal")
+        with world.broker("strict", enable_authorization_server=False), world.registered():
+            with world.door("strict") as door:
+                answer = door.post("/oauth2/token?grant_type=client_credentials", auth=credentials)
+                assert answer.status_code == 400
+                assert answer.json()["error"] == "unsupported_grant_type"
+                assert "issues no tokens" in answer.json()["error_description"]
+                assert door.post("/describeSessions", json={}).json() == NO_HEADER
+            assert world.status(own, "strict") == 401
+            assert world.status(external(), "strict") == 200
+            assert world.status(own) == 200
+
+
+class TestWithoutAuthorization:
+    def test_all_nine_operations_need_no_header(self, world: World) -> None:
+        with world.broker("open", enable_authorization=False), world.door("open") as door:
+            for method, path, body in OPERATIONS:
+                answer = door.request(method, path, json=body)
+                expected = 404 if method == "GET" else 200
+                assert answer.status_code == expected, (path, answer.text)
+            stale = {"Authorization": "Bearer of nothing"}
+            assert door.post("/describeSessions", json={}, headers=stale).status_code == 200
+            # Other brokers and agents still say who they are.
+            agents = f"https://localhost:{world.site._ports['open'][1]}"
+            assert door.post(f"{agents}/broker/poke").status_code == 401
+        assert '"message":"authorization.off"' in world.site.log("open").replace(": ", ":")
+
+    def test_otherwise_each_needs_one(self, world: World) -> None:
+        with world.door() as door:
+            for method, path, body in OPERATIONS:
+                answer = door.request(method, path, json=body)
+                assert (answer.status_code, answer.json()) == (401, NO_HEADER)
+                assert answer.headers["www-authenticate"] == "Bearer"
+
+
+class TestRefusedTokens:
+    @pytest.mark.parametrize("text", ["", "x", "a.b.c", "e30.e30.", "A" * 9000])
+    def test_a_bad_token_is_told_in_both_forms(self, world: World, text: str) -> None:
+        with world.door("broker", text) as door:
+            answer = door.post("/describeSessions", json={})
+        assert answer.status_code == 401
+        reason = answer.json()["error"]
+        assert answer.headers["www-authenticate"] == (
+            f'Bearer error="invalid_token", error_description="{reason}"'
+        )
+
+    def test_another_scheme(self, world: World) -> None:
+        with world.door() as door:
+            answer = door.post("/describeSessions", json={}, auth=("a", "b"))
+        assert answer.status_code == 401
+        assert answer.headers["www-authenticate"] == "Bearer"
+
+
+class TestTheTokenEndpoint:
+    def ask(self, world: World, query: str = "", **more: Any) -> httpx.Response:
+        with world.door() as door:
+            return door.post(f"/oauth2/token{query}", **more)
+
+    def test_the_ways_to_ask(self, world: World) -> None:
+        id, password = world.client("asker")
+        grant = {"grant_type": "client_credentials"}
+        secret = {"client_id": id, "client_secret": password}
+        for answer in (
+            self.ask(world, "?grant_type=client_credentials", auth=(id, password)),
+            self.ask(world, auth=(id, password), data=grant),
+            self.ask(world, auth=(id, password), data={**grant, "scope": "anything"}),
+            self.ask(world, "?grant_type=client_credentials", auth=(id, password), data=grant),
+            self.ask(world, data={**grant, **secret}),
+        ):
+            assert answer.status_code == 200, answer.text
+            assert answer.headers["cache-control"] == "no-store"
+            assert answer.json().keys() == {"access_token", "token_type", "expires_in"}
+            assert world.status(answer.json()["access_token"]) == 200
+
+    def test_the_ways_to_be_refused(self, world: World) -> None:
+        id, password = world.client("refused")
+        grant = {"grant_type": "client_credentials"}
+        twice = "?grant_type=client_credentials&grant_type=password"
+        secret = f"?grant_type=client_credentials&client_id={id}&client_secret={password}"
+        basic = base64.b64encode(b"no colon").decode()
+        for answer, status, error in (
+            (self.ask(world, auth=(id, password)), 400, "invalid_request"),
+            (self.ask(world, twice, auth=(id, password)), 400, "invalid_request"),
+            (
+                self.ask(world, auth=(id, password), data={**grant, "client_secret": password}),
+                *(400, "invalid_request"),
+            ),
+            (
+                self.ask(world, "?grant_type=password", auth=(id, password)),
+                *(400, "unsupported_grant_type"),
+            ),
+            (self.ask(world, "?grant_type=client_credentials"), 401, "invalid_client"),
+            (self.ask(world, secret), 401, "invalid_client"),
+            (
+                self.ask(world, data=grant, headers={"Authorization": f"Basic {basic}"}),
+                *(401, "invalid_client"),
+            ),
+            (self.ask(world, data=grant, auth=(id, "wrong")), 401, "unauthorized_client"),
+        ):
+            assert (answer.status_code, answer.json()["error"]) == (status, error)
+            if status == 401:
+                assert answer.headers["www-authenticate"].startswith("Basic ")
+                assert answer.headers["cache-control"] == "no-store"
+        assert self.ask(world, data=grant, auth=(id, "wrong")).json() == {
+            "error": "unauthorized_client"
+        }
+
+    def test_who_guesses_has_to_wait(self, world: World) -> None:
+        guessed, other = world.client("guessed"), world.client("other")
+        query = "?grant_type=client_credentials"
+        with world.broker("guarded"), world.door("guarded") as door:
+            url = f"/oauth2/token{query}"
+            statuses = [door.post(url, auth=(guessed[0], "x")).status_code for _ in range(7)]
+            assert statuses == [401] * 5 + [429] * 2
+            blocked = door.post(url, auth=guessed)
+            assert blocked.status_code == 429
+            assert 1 <= int(blocked.headers["retry-after"]) <= 12
+            assert door.post(url, auth=other).status_code == 200
+
+    def test_right_passwords_are_not_counted(self, world: World) -> None:
+        credentials = world.client("eager")
+        with ThreadPoolExecutor(8) as pool, world.door() as door:
+            url = "/oauth2/token?grant_type=client_credentials"
+            answers = pool.map(lambda _: door.post(url, auth=credentials).status_code, range(60))
+            assert set(answers) == {200}
+
+
+class TestLimits:
+    def test_a_caller_that_calls_too_often(self, world: World) -> None:
+        one, two = world.own_token(), world.own_token()
+        with (
+            world.broker("limited", max_api_requests_per_second=5),
+            world.door("limited", one) as door,
+        ):
+            started = time.monotonic()
+            answers = [door.post("/describeSessions", json={}) for _ in range(40)]
+            spent = time.monotonic() - started
+            passed = [answer for answer in answers if answer.status_code == 200]
+            stopped = [answer for answer in answers if answer.status_code == 429]
+            assert len(passed) + len(stopped) == 40
+            assert 5 <= len(passed) <= 5 + 5 * spent + 1
+            assert stopped[0].json() == {"error": "Too many requests"}
+            assert stopped[0].headers["retry-after"] == "1"
+            assert world.status(two, "limited") == 200
+            assert door.get("/health").status_code == 200
+        throttled = [line for line in world.site.log("limited").splitlines() if "429" in line]
+        assert len(throttled) == 1
+
+    def test_none_is_none(self, world: World) -> None:
+        with (
+            world.broker("unlimited", max_api_requests_per_second=0),
+            world.door("unlimited", world.own_token()) as door,
+        ):
+            assert {door.get("/describeSessions").status_code for _ in range(3)} == {405}
+            answers = {door.post("/describeServers", json={}).status_code for _ in range(100)}
+            assert answers == {200}
+
+
+class TestKeyRenewal:
+    def test_no_token_dies_of_it_under_load(self, world: World) -> None:
+        """Clients get tokens from either broker and use all that they have at the other."""
+        credentials = world.client("loaded")
+        with world.broker("second"):
+            stop, kinds = threading.Event(), [("broker", "second"), ("second", "broker")] * 2
+            with ThreadPoolExecutor(len(kinds)) as pool:
+                users = [
+                    pool.submit(self._use, world, credentials, giver, taker, stop)
+                    for giver, taker in kinds
+                ]
+                try:
+                    for _ in range(4):
+                        assert world.site.command("renew-auth-server-api-key") == "Keys renewed.\n"
+                finally:
+                    stop.set()
+                used = [user.result() for user in users]
+        assert sum(calls for calls, _ in used) > 200
+        assert set().union(*(keys for _, keys in used)) > {"first"}
+
+    def test_connection_tokens_live_on(self, world: World) -> None:
+        with world.broker("second"):
+            world.site.start_agent("agent", "--driver", "simulated", brokers=("broker",))
+            try:
+                portal = Portal(
+                    f"https://localhost:{world.site._ports['broker'][0]}",
+                    world.site.ca_file,
+                    *world.client("portal"),
+                )
+                until(portal.available)
+                session = portal.ready("root")
+                link = portal.link(session, "bob")
+                world.site.command("renew-auth-server-api-key")
+                token = link.partition("authToken=")[2].partition("#")[0]
+                form = {"sessionId": session, "authenticationToken": token}
+                with world.door("second") as door:
+                    agents = f"https://localhost:{world.site._ports['second'][1]}"
+                    told = door.post(f"{agents}/agent/validate-authentication-token", data=form)
+                assert told.text == '<auth result="yes"><username>bob</username></auth>'
+                portal.close()
+            finally:
+                world.site.stop("agent")
+
+    @staticmethod
+    def _use(
+        world: World, credentials: tuple[str, str], giver: str, taker: str, stop: threading.Event
+    ) -> tuple[int, set[str]]:
+        tokens: list[str] = []
+        calls = 0
+        with world.door(giver) as giving, world.door(taker) as taking:
+            while not stop.is_set():
+                answer = giving.post(
+                    "/oauth2/token?grant_type=client_credentials", auth=credentials
+                )
+                assert answer.status_code == 200, answer.text
+                tokens.append(answer.json()["access_token"])
+                for token in (tokens[0], tokens[len(tokens) // 2], tokens[-1]):
+                    headers = {"Authorization": f"Bearer {token}"}
+                    answer = taking.post("/describeSessions", json={}, headers=headers)
+                    assert answer.status_code == 200, answer.text
+                    calls += 1
+        return calls, {_key_of(token) for token in tokens}
+
+
+def _key_of(token: str) -> str:
+    head = token.partition(".")[0]
+    return str(json.loads(base64.urlsafe_b64decode(head + "=" * (-len(head) % 4)))["kid"])

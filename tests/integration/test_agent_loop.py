@@ -1,0 +1,599 @@
+"""The loop that makes what runs what is wanted, with a driver that a test leads."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import deskfleet.agent.loop as loop_module
+from deskfleet.agent.journal import Journal
+from deskfleet.agent.loop import Loop
+from deskfleet.core.records import Intent, Phase, Report, Type
+from deskfleet.errors import StartFailed
+from deskfleet.ports import Picture, Running, SessionSpec
+from deskfleet.wire.messages import Desire
+from support.builders import NOON, a_request
+
+LIMIT_SECONDS = 10.0
+
+
+class LedDriver:
+    """Starts and stops when a test lets it; what it was asked is on record."""
+
+    name = "led"
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.sessions: dict[str, Running] = {}
+        self.may_start = asyncio.Event()
+        self.may_start.set()
+        self.may_stop = asyncio.Event()
+        self.may_stop.set()
+        self.fails: list[Exception] = []
+        self.ends_at_once = False
+        self.opened = False
+        self._on_end: Callable[[str, str], None] | None = None
+
+    async def open(self, on_end: Callable[[str, str], None]) -> None:
+        self._on_end = on_end
+        self.opened = True
+
+    async def close(self) -> None:
+        self.opened = False
+
+    def running(self) -> Sequence[Running]:
+        return list(self.sessions.values())
+
+    async def start(self, spec: SessionSpec) -> None:
+        assert self.opened
+        self.calls.append(f"start {spec.session_id} {spec.generation}")
+        try:
+            await self.may_start.wait()
+        except asyncio.CancelledError:
+            self.calls.append(f"undone {spec.session_id}")
+            raise
+        if self.fails:
+            raise self.fails.pop(0)
+        self.put(spec.session_id, spec.generation)
+        if self.ends_at_once:
+            self.end(spec.session_id, "crashed")
+
+    async def stop(self, session_id: str) -> None:
+        assert self.opened
+        self.calls.append(f"stop {session_id}")
+        await self.may_stop.wait()
+        if self.fails:
+            raise self.fails.pop(0)
+        self.sessions.pop(session_id, None)
+
+    async def screenshot(
+        self, session_id: str, *, max_width: int, max_height: int, format: str
+    ) -> Sequence[Picture]:
+        return []
+
+    def display_socket(self, session_id: str) -> Path | None:
+        return None
+
+    async def version(self) -> str:
+        return "1"
+
+    async def trouble(self) -> str | None:
+        return None
+
+    def put(self, id: str, generation: int = 1, **fields: Any) -> None:
+        self.sessions[id] = Running(
+            session_id=id, generation=generation, owner="alice", type=Type.VIRTUAL, **fields
+        )
+
+    def end(self, id: str, reason: str) -> None:
+        del self.sessions[id]
+        assert self._on_end is not None
+        self._on_end(id, reason)
+
+
+class Visitors:
+    """Who is connected, as a test says."""
+
+    def __init__(self) -> None:
+        self.connected: dict[str, int] = {}
+        self.left: dict[str, datetime] = {}
+        self.closed: list[str] = []
+        self.forgotten: list[str] = []
+
+    def connections(self, session_id: str) -> int:
+        return self.connected.get(session_id, 0)
+
+    def last_disconnection_at(self, session_id: str) -> datetime | None:
+        return self.left.get(session_id)
+
+    def close_all(self, session_id: str) -> None:
+        self.closed.append(session_id)
+
+    def forget(self, session_id: str) -> None:
+        self.forgotten.append(session_id)
+
+
+class Stage:
+    """A loop and all that is around it; it can be restarted as an agent is."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "journal.jsonl"
+        self.driver = LedDriver()
+        self.visitors = Visitors()
+        self.changes = asyncio.Event()
+        self.loop = self._loop()
+
+    def _loop(self) -> Loop:
+        return Loop("n1", self.driver, Journal(self.path), self.visitors, self.changes.set)
+
+    async def restart(self) -> None:
+        await self.loop.close()
+        self.loop = self._loop()
+        await self.loop.open()
+
+    def want(self, *desires: Desire) -> None:
+        self.loop.want(desires)
+
+    def report(self, id: str = "s1") -> Report | None:
+        return next((one.report for one in self.loop.observed() if one.report.id == id), None)
+
+    def phase(self, id: str = "s1") -> Phase | None:
+        report = self.report(id)
+        return None if report is None else report.phase
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        """Wait for news of the loop until a condition holds."""
+        async with asyncio.timeout(LIMIT_SECONDS):
+            while not condition():
+                self.changes.clear()
+                await self.changes.wait()
+
+    async def until_called(self, *calls: str) -> None:
+        deadline = asyncio.get_running_loop().time() + LIMIT_SECONDS
+        while self.driver.calls != list(calls):
+            assert asyncio.get_running_loop().time() < deadline, self.driver.calls
+            await asyncio.sleep(0.001)
+
+
+def run(folder: Path, scenario: Callable[[Stage], Coroutine[Any, Any, None]]) -> None:
+    async def whole() -> None:
+        stage = Stage(folder)
+        await stage.loop.open()
+        try:
+            async with asyncio.timeout(30):
+                await scenario(stage)
+        finally:
+            await stage.loop.close()
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        assert left == set()
+
+    asyncio.run(whole())
+
+
+def wish(
+    id: str = "s1",
+    generation: int = 1,
+    *,
+    stop: bool = False,
+    started: bool = False,
+    permissions: str | None = None,
+) -> Desire:
+    return Desire(
+        spec=SessionSpec(
+            session_id=id,
+            generation=generation,
+            request=a_request(permissions_file=permissions),
+        ),
+        intent=Intent.STOP if stop else Intent.RUN,
+        started=started,
+    )
+
+
+class TestStarting:
+    def test_a_wanted_session_is_started_once(self, tmp_path: Path) -> None:
+        async def scenario(stage: Stage) -> None:
+            stage.driver.may_start.clear()
+            stage.want(wish())
+            assert stage.phase() is Phase.STARTING
+            stage.want(wish())
+            await stage.until_called("start s1 1")
+            stage.driver.may_start.set()
+            await stage.until(lambda: stage.phase() is Phase.RUNNING)
+            stage.want(wish())
+            stage.want(wish(started=True))
+            await asyncio.sleep(0)
+            assert stage.driver.calls == ["start s1 1"]
+
+        run(tmp_path, scenario)
+
+    def test_all_are_started_at_once(self, tmp_path: Path) -> None:
+        async def scenario(stage: Stage) -> None:
+            stage.driver.may_start.clear()
+            stage.want(*(wish(f"s{n}") for n in range(5)))
+            await stage.until_called(*(f"start s{n} 1" for n in range(5)))
+
+        run(tmp_path, scenario)
+
+    def test_the_intent_is_on_the_disk_before_the_driver_is_asked(self, tmp_path: Path) -> None:
+        async def scenario(stage: Stage) -> None:
+            stage.driver.may_start.clear()
+            stage.want(wish())
+            assert stage.driver.calls == []
+            assert b'"phase":"STARTING"' in stage.path.read_bytes()
+
+        run(tmp_path, scenario)
+
+    def test_a_failure_is_told_and_not_tried_again(self, tmp_path: Path) -> None:
+        async def scenario(stage: Stage) -> None:
+            stage.driver.fails = [StartFailed("no X here")]
+            stage.want(wish())
+            await stage.until(lambda: stage.phase() is Phase.FAILED)
+            report = stage.report()
+            assert report is not None
+            assert (report.reason, report.generation) == ("no X here", 1)
+            stage.want(wish())
+            await stage.restart()
+            stage.want(wish())
+            assert stage.phase() is Phase.FAILED
+            # The broker has heard it, and places it here once more.
+            stage.want(wish(generation=2))
+            await stage.until(lambda: stage.phase() is Phase.RUNNING)
+            assert stage.driver.calls == ["start s1 1", "start s1 2"]
+            # Or it has heard it, and wants nothing more of it.
+            stage.want()
+            assert [entry.generation for entry in stage.loop._journal.entries.values()] == [2]
+
+        run(tmp_path, scenario)
+
+    def test_a_failed_one_is_forgotten_when_it_is_not_named_any_more(self, tmp_path: Path) -> None:
+        async def scenario(stage: Stage) -> None:
+            stage.driver.fails = [StartFailed("no X here")]
+            stage.want(wish())
+            await stage.until(lambda: stage.phase() is Phase.FAILED)
+            stage.want()
+            assert stage.report() is None
+
+        run(tmp_path, scenario)
+
+    def test_when_the_world_fails_the_same_step_is_due_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setattr(loop_module, "STOP_AGAIN_SECONDS", 0.01)
+
+        async def scenario(stage: Stage) -> None:
+            stage.driver.fails = [OSError("no memory")]
+            stage.want(wish())
+            await stage.until(lambda: stage.phase() is Phase.RUNNING)
+            stage.driver.fails = [OSError("busy"), OSError("busy")]
+            stage.want(wish(stop=True))
+            await stage.until(lambda: stage.phase() is Phase.ENDED)
+            assert stage.driver.calls == ["start s1 1"] * 2 + ["stop s1"] * 3
+
+        with caplog.at_level(logging.ERROR):
+            run(tmp_path, scenario)
+        assert [record.message for record in caplog.records] == ["session.step-failed"] * 3
+
+    def test_what_ended_as_soon_as_it_started_has_ended(self, tmp_path: Path) -> None:
+        async def scenario(stage: Stage) -> None:
+            stage.driver.ends_at_once = True
+            stage.want(wish())
+            await stage.until(lambda: stage.phase() is Phase.ENDED)
+            report = stage.report()
+            assert report is not None
+            assert report.reason
+
+        run(tmp_path, scenario)
+
+
+class TestStopping:
+    def test_a_running_session(self, tmp_path: Path) -> None:
+        async def scenario(stage: Stage) -> None:
+            stage.want(wish())
+            await stage.until(lambda: stage.phase() is Phase.RUNNING)
+            stage.want(wish(stop=True))
+            stage.want(wish(stop=True))
+            await stage.until(lambda: stage.phase() is Phase.ENDED)
+            stage.want(wish(stop=True))
+            assert stage.driver.calls == ["start s1 1", "stop s1"]
+            assert stage.visitors.forgotten == ["s1"]
+            stage.want()
+            assert stage.loop.observed() == ()
+
+        run(tmp_path, scenario)
+
+    def test_one_that_is_being_started(self, tmp_path: Path) -> None:
+        async def scenario(stage: Stage) -> None:
+            stage.driver.may_start.clear()
+            stage.want(wish())
+            await stage.until_called("start s1 1")
+            stage.want(wish(stop=True))
+            await stage.until(lambda: stage.phase() is Phase.ENDED)
+            assert stage.driver.calls == ["start s1 1", "undone s1", "stop s1"]
+            assert stage.driver.sessions == {}
+
+        run(tmp_path, scenario)
+
+    def test_one_that_was_never_here(self, tmp_path: Path) -> None:
+        async def scenario(stage: Stage) -> None:
+            stage.want(wish(stop=True))
+            await stage.until(lambda: stage.phase() is Phase.ENDED)
+            assert stage.driver.calls == ["stop s1"]
+
+        run(tmp_path, scenario)
+
+    def test_a_stop_is_not_taken_back_half_way(self, tmp_path: Path) -> None:
+        async def scenario(stage: Stage) -> None:
+            stage.want(wish())
+            await stage.until(lambda: stage.phase() is Phase.RUNNING)
+            stage.driver.may_stop.clear()
+            stage.want(wish(stop=True))
+            await stage.until_called("start s1 1", "stop s1")
+            stage.want(wish())
+            stage.driver.may_stop.set()
+            await stage.until(lambda: stage.phase() is Phase.ENDED)
+            stage.want(wish())
+            assert stage.driver.calls == ["start s1 1", "stop s1"]
+
+        run(tmp_path, scenario)
+
+
+class TestEnding:
+    def test_by_itself(self, tmp_path: Path) -> None:
+        async def scenario(stage: Stage) -> None:
+            stage.want(wish())
+            await stage.until(lambda: stage.phase() is Phase.RUNNING)
+            stage.changes.clear()
+            stage.driver.end("s1", "logged out")
+            assert stage.changes.is_set()
+            report = stage.report()
+            assert report is not None
+            assert (report.phase, report.reason) == (Phase.ENDED, "logged out")
+            stage.want(wish(started=True))
+            assert stage.driver.calls == ["start s1 1"]
+            assert stage.visitors.forgotten == ["s1"]
+
+        run(tmp_path, scenario)
+
+    def test_while_it_is_being_stopped(self, tmp_path: Path) -> None:
+        async def scenario(stage: Stage) -> None:
+            stage.want(wish())
+            await stage.until(lambda: stage.phase() is Phase.RUNNING)
+            stage.driver.may_stop.clear()
+            stage.want(wish(stop=True))
+            await stage.until_called("start s1 1", "stop s1")
+            stage.driver.end("s1", "crashed")
+            assert stage.phase() is Phase.RUNNING
+            stage.driver.may_stop.set()
+            await stage.until(lambda: stage.phase() is Phase.ENDED)
+
+        run(tmp_path, scenario)
+
+    def test_of_a_session_that_nobody_asked_for(self, tmp_path: Path) -> None:
+        async def scenario(stage: Stage) -> None:
+            stage.driver.put("console", 0)
+            assert stage.phase("console") is Phase.RUNNING
+            stage.driver.end("console", "logged out")
+            assert stage.report("console") is None
+            assert stage.changes.is_set()
+
+        run(tmp_path, scenario)
+
+
+class TestStrangers:
+    def test_what_nobody_named_is_shown_and_left_alone(self, tmp_path: Path) -> None:
+        async def scenario(stage: Stage) -> None:
+            stage.driver.put("console", 0, connections=3, last_disconnection_at=NOON)
+            stage.want(wish())
+            await stage.until(lambda: stage.phase() is Phase.RUNNING)
+            stage.want()
+            await stage.restart()
+            assert set(stage.driver.sessions) == {"console", "s1"}
+            seen = {one.report.id: one for one in stage.loop.observed()}
+            report = seen["console"].report
+            assert (report.generation, report.phase) == (0, Phase.RUNNING)
+            assert (report.connections, report.last_disconnection_at) == (3, NOON)
+            assert seen["console"].running == stage.driver.sessions["console"]
+            assert stage.driver.calls == ["start s1 1"]
+
+        run(tmp_path, scenario)
+
+    def test_one_that_was_adopted_can_be_stopped(self, tmp_path: Path) -> None:
+        async def scenario(stage: Stage) -> None:
+            stage.driver.put("console", 0)
+            stage.want(wish("console", 0, started=True))
+            assert stage.phase("console") is Phase.RUNNING
+            stage.want(wish("console", 0, stop=True))
+            await stage.until(lambda: stage.phase("console") is Phase.ENDED)
+            assert stage.driver.calls == ["stop console"]
+
+        run(tmp_path, scenario)
+
+    def test_who_is_connected_is_told(self, tmp_path: Path) -> None:
+        async def scenario(stage: Stage) -> None:
+            stage.want(wish())
+            await stage.until(lambda: stage.phase() is Phase.RUNNING)
+            stage.visitors.connected["s1"] = 2
+            stage.visitors.left["s1"] = NOON
+            report = stage.report()
+            assert report is not None
+            assert (report.connections, report.last_disconnection_at) == (2, NOON)
+
+        run(tmp_path, scenario)
+
+
+class TestGenerations:
+    def test_an_older_one_is_not_listened_to(self, tmp_path: Path) -> None:
+        async def scenario(stage: Stage) -> None:
+            stage.want(wish(generation=3))
+            await stage.until(lambda: stage.phase() is Phase.RUNNING)
+            stage.want(wish(generation=2))
+            stage.want(wish(generation=2, stop=True))
+            await asyncio.sleep(0)
+            assert stage.driver.calls == ["start s1 3"]
+            report = stage.report()
+            assert report is not None
+            assert (report.generation, report.phase) == (3, Phase.RUNNING)
+
+        run(tmp_path, scenario)
+
+    def test_a_younger_one_replaces_what_runs(self, tmp_path: Path) -> None:
+        async def scenario(stage: Stage) -> None:
+            stage.want(wish())
+            await stage.until(lambda: stage.phase() is Phase.RUNNING)
+            stage.want(wish(generation=2))
+            await stage.until(lambda: stage.phase() is Phase.RUNNING)
+            assert stage.driver.calls == ["start s1 1", "stop s1", "start s1 2"]
+            assert stage.driver.sessions["s1"].generation == 2
+
+        run(tmp_path, scenario)
+
+    def test_a_younger_one_waits_for_the_step_that_is_under_way(self, tmp_path: Path) -> None:
+        async def scenario(stage: Stage) -> None:
+            stage.driver.may_start.clear()
+            stage.want(wish())
+            await stage.until_called("start s1 1")
+            stage.want(wish(generation=2))
+            stage.driver.may_start.set()
+            await stage.until_called("start s1 1", "stop s1", "start s1 2")
+            await stage.until(lambda: stage.phase() is Phase.RUNNING)
+
+        run(tmp_path, scenario)
+
+    def test_what_is_known_to_have_run_is_not_started_again(self, tmp_path: Path) -> None:
+        async def scenario(stage: Stage) -> None:
+            stage.want(wish(started=True))
+            assert stage.phase() is Phase.ENDED
+            assert stage.driver.calls == []
+            # It runs, and only the journal was lost.
+            stage.driver.put("s2")
+            stage.want(wish("s2", started=True))
+            assert stage.phase("s2") is Phase.RUNNING
+
+        run(tmp_path, scenario)
+
+
+class TestPermissions:
+    def test_new_ones_send_the_visitors_through_the_door_again(self, tmp_path: Path) -> None:
+        async def scenario(stage: Stage) -> None:
+            stage.want(wish(), wish("s2"))
+            await stage.until(lambda: stage.phase("s2") is Phase.RUNNING)
+            stage.want(wish(permissions="x"), wish("s2"))
+            assert stage.visitors.closed == ["s1"]
+            spec = stage.loop.spec("s1")
+            assert spec is not None
+            assert spec.request.permissions_file == "x"
+            stage.want(wish(permissions="x"), wish("s2"))
+            assert stage.visitors.closed == ["s1"]
+
+        run(tmp_path, scenario)
+
+    def test_what_is_to_be_stopped_lets_nobody_in(self, tmp_path: Path) -> None:
+        async def scenario(stage: Stage) -> None:
+            stage.want(wish())
+            await stage.until(lambda: stage.phase() is Phase.RUNNING)
+            stage.driver.may_stop.clear()
+            stage.want(wish(stop=True))
+            assert stage.loop.spec("s1") is None
+            assert stage.loop.spec("nothing") is None
+            stage.driver.may_stop.set()
+
+        run(tmp_path, scenario)
+
+    def test_after_a_restart_the_journal_knows_them(self, tmp_path: Path) -> None:
+        async def scenario(stage: Stage) -> None:
+            stage.want(wish(permissions="x"))
+            await stage.until(lambda: stage.phase() is Phase.RUNNING)
+            await stage.restart()
+            spec = stage.loop.spec("s1")
+            assert spec is not None
+            assert spec.request.permissions_file == "x"
+
+        run(tmp_path, scenario)
+
+
+class TestRestarting:
+    def test_what_runs_runs_on(self, tmp_path: Path) -> None:
+        async def scenario(stage: Stage) -> None:
+            stage.want(wish())
+            await stage.until(lambda: stage.phase() is Phase.RUNNING)
+            await stage.restart()
+            assert stage.phase() is Phase.RUNNING
+            stage.want(wish(started=True))
+            assert stage.driver.calls == ["start s1 1"]
+
+        run(tmp_path, scenario)
+
+    def test_what_ended_meanwhile_has_ended(self, tmp_path: Path) -> None:
+        async def scenario(stage: Stage) -> None:
+            stage.want(wish())
+            await stage.until(lambda: stage.phase() is Phase.RUNNING)
+            stage.driver.sessions.clear()
+            await stage.restart()
+            report = stage.report()
+            assert report is not None
+            assert (report.phase, report.reason) == (
+                Phase.ENDED,
+                "it ended while the agent was away",
+            )
+            # Also where the broker had not heard yet that it ran: begun once, never again.
+            stage.want(wish())
+            assert stage.driver.calls == ["start s1 1"]
+
+        run(tmp_path, scenario)
+
+    def test_a_start_that_was_cut_short_may_be_begun_again(self, tmp_path: Path) -> None:
+        async def scenario(stage: Stage) -> None:
+            stage.driver.may_start.clear()
+            stage.want(wish())
+            await stage.until_called("start s1 1")
+            await stage.restart()
+            assert stage.driver.calls == ["start s1 1", "undone s1"]
+            assert stage.report() is None
+            stage.driver.may_start.set()
+            stage.want(wish())
+            await stage.until(lambda: stage.phase() is Phase.RUNNING)
+
+        run(tmp_path, scenario)
+
+    def test_after_a_kill_a_start_that_came_through_is_taken_up(self, tmp_path: Path) -> None:
+        async def scenario(stage: Stage) -> None:
+            stage.driver.may_start.clear()
+            stage.want(wish())
+            await stage.until_called("start s1 1")
+            killed = stage.path.read_bytes()
+            await stage.loop.close()
+            # As if it had been killed instead, in the moment after the session had begun.
+            stage.path.write_bytes(killed)
+            stage.driver.put("s1")
+            stage.loop = stage._loop()
+            await stage.loop.open()
+            assert stage.phase() is Phase.RUNNING
+            stage.want(wish())
+            assert stage.driver.calls == ["start s1 1", "undone s1"]
+
+        run(tmp_path, scenario)
+
+    def test_a_closing_agent_begins_nothing(self, tmp_path: Path) -> None:
+        async def scenario(stage: Stage) -> None:
+            stage.driver.may_start.clear()
+            stage.want(wish(), wish("s2"))
+            await stage.until_called("start s1 1", "start s2 1")
+            stage.driver.may_start.set()
+            # Closing cuts the starts short; what is wanted must not begin them anew.
+            stage.driver.may_start.clear()
+            await stage.loop.close()
+            for _ in range(5):
+                await asyncio.sleep(0)
+            assert stage.driver.calls == ["start s1 1", "start s2 1", "undone s1", "undone s2"]
+            stage.want(wish("s3"))
+            assert len(stage.driver.calls) == 4
+            stage.loop = stage._loop()
+            await stage.loop.open()
+
+        run(tmp_path, scenario)

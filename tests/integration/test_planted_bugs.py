@@ -1,0 +1,279 @@
+"""Proof that the laws bite: each planted bug must be found.
+
+Every bug takes one guard away, in one place, as a careless change might. The fleet's machine
+(`test_fleet_laws`) runs until a law is broken; a bug that it lets pass fails the test, for then a
+law that guards against it is missing, or is not looked at.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import pytest
+from hypothesis import Phase as Stretch
+
+from deskfleet.agent.journal import Journal
+from deskfleet.agent.loop import FINAL, Loop
+from deskfleet.broker.service import convergence, observing, placing
+from deskfleet.broker.service.housekeeping import Housekeeping
+from deskfleet.broker.service.observing import Fence
+from deskfleet.broker.service.replica import Replica
+from deskfleet.broker.service.sessions import Sessions
+from deskfleet.broker.stores import settlement
+from deskfleet.core import session as rules
+from deskfleet.core.change import ABSENT, ChangeSet, Check, Put
+from deskfleet.core.fleet import Fleet
+from deskfleet.core.records import Facts, Link, Phase, Report, Server, Session
+from deskfleet.ports import SessionSpec
+from deskfleet.wire.link import AgentLink
+from deskfleet.wire.messages import Desire, Desired, FromBroker
+from support.fleet_laws import LawBroken
+from support.fleet_world import use_fake_wire
+from test_fleet_laws import FleetMachine, run
+
+T = TypeVar("T")
+Planting = Callable[[pytest.MonkeyPatch], None]
+
+PLANTED: dict[str, Planting] = {}
+EXAMPLES = 400
+"""Several times what the slowest bug to be found takes."""
+
+
+def planted(name: str) -> Callable[[Planting], Planting]:
+    def plant(planting: Planting) -> Planting:
+        PLANTED[name] = planting
+        return planting
+
+    return plant
+
+
+@planted("a link that was superseded may still write")
+def _(patch: pytest.MonkeyPatch) -> None:
+    def check(fence: Fence, fleet: Fleet) -> Check:
+        return Check("link", fence.server_id, fleet.revision_of(Link, fence.server_id))
+
+    patch.setattr(Fence, "check", check)
+
+
+@planted("a report of an older generation is taken for this one")
+def _(patch: pytest.MonkeyPatch) -> None:
+    _about(patch, lambda report, session: report.server_id == session.server_id)
+
+
+@planted("a server ends the sessions of others")
+def _(patch: pytest.MonkeyPatch) -> None:
+    _about(patch, lambda report, session: report.generation == session.generation)
+
+
+def _about(patch: pytest.MonkeyPatch, is_about: Callable[[Report, Session], bool]) -> None:
+    for module in (rules, observing):
+        patch.setattr(module, "is_about", is_about)
+
+
+@planted("placing does not guard the seats with the server's revision")
+def _(patch: pytest.MonkeyPatch) -> None:
+    whole = placing._Decision.change_set
+
+    def change_set(decision: placing._Decision) -> ChangeSet:
+        return tuple(
+            change
+            for change in whole(decision)
+            if not (isinstance(change, Put) and isinstance(change.record, Server))
+        )
+
+    patch.setattr(placing._Decision, "change_set", change_set)
+
+
+@planted("adopting does not take seats")
+def _(patch: pytest.MonkeyPatch) -> None:
+    whole = observing.take_observed
+
+    def take_observed(fleet: Fleet, server_id: str, *rest: Any, **how: Any) -> list[Any]:
+        return [
+            change
+            for change in whole(fleet, server_id, *rest, **how)
+            if change.key != ("server", server_id)
+        ]
+
+    patch.setattr(convergence, "take_observed", take_observed)
+
+
+@planted("an agent listens to desired sets of older links and serials")
+def _(patch: pytest.MonkeyPatch) -> None:
+    strict = AgentLink.receive
+
+    def receive(link: AgentLink, message: FromBroker, now: float) -> FromBroker | None:
+        taken = strict(link, message, now)
+        return message if isinstance(message, Desired) else taken
+
+    patch.setattr(AgentLink, "receive", receive)
+
+
+@planted("the journal does not reach the disk")
+def _(patch: pytest.MonkeyPatch) -> None:
+    def write(journal: Journal, session_id: str, entry: Any) -> None:
+        if entry is None:
+            journal.entries.pop(session_id, None)
+        else:
+            journal.entries[session_id] = entry
+
+    patch.setattr(Journal, "write", write)
+
+
+@planted("a session that is known to have run is begun again")
+def _(patch: pytest.MonkeyPatch) -> None:
+    careful = Loop._take_on
+
+    def take_on(loop: Loop, id: str, desire: Desire) -> None:
+        careful(loop, id, rules.replace(desire, started=False))
+
+    patch.setattr(Loop, "_take_on", take_on)
+
+
+@planted("the end of a session is noted before it is stopped")
+def _(patch: pytest.MonkeyPatch) -> None:
+    careful = Loop._stop
+
+    async def stop(loop: Loop, spec: SessionSpec) -> None:
+        loop._note(spec.session_id, spec, Phase.ENDED)
+        await careful(loop, spec)
+
+    patch.setattr(Loop, "_stop", stop)
+
+
+@planted("an agent never forgets what is over")
+def _(patch: pytest.MonkeyPatch) -> None:
+    want = Loop.want
+
+    def hoard(loop: Loop, desires: Sequence[Desire]) -> None:
+        kept = {id: entry for id, entry in loop._journal.entries.items() if entry.phase in FINAL}
+        want(loop, desires)
+        loop._journal.entries.update(
+            {id: entry for id, entry in kept.items() if id not in loop._journal.entries}
+        )
+
+    patch.setattr(Loop, "want", hoard)
+
+
+@planted("a session that dies by itself is not noticed")
+def _(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Loop, "_ended", lambda loop, session_id, reason: loop._on_change())
+
+
+@planted("a deleted session is called ended before its server has said so")
+def _(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(rules, "delete", lambda session, at: rules.end(session, at, "deleted"))
+
+
+@planted("anybody may delete anything")
+def _(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Sessions, "_owned", lambda sessions, id, owner: sessions._fleet.session(id))
+
+
+@planted("a client is answered before the commit")
+def _(patch: pytest.MonkeyPatch) -> None:
+    async def decide(replica: Replica, decision: Callable[[], tuple[T, ChangeSet]]) -> T:
+        await replica.catch_up()
+        answer, change_set = decision()
+        if change_set:
+            commit = asyncio.ensure_future(replica.commit(change_set))
+            commit.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return answer
+
+    patch.setattr(Replica, "decide", decide)
+
+
+@planted("a replica does not catch up before it answers")
+def _(patch: pytest.MonkeyPatch) -> None:
+    async def catch_up(replica: Replica) -> None: ...
+
+    patch.setattr(Replica, "catch_up", catch_up)
+
+
+@planted("the store takes a record for absent without looking")
+def _(patch: pytest.MonkeyPatch) -> None:
+    strict = settlement._first_lost
+
+    def first_lost(keyed: Sequence[Any], known: Any) -> Any:
+        return strict([one for one in keyed if one[1].expect != ABSENT], known)
+
+    patch.setattr(settlement, "_first_lost", first_lost)
+
+
+@planted("the store does not look at preconditions")
+def _(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(settlement, "_first_lost", lambda keyed, known: None)
+
+
+@planted("a link is taken over under the old epoch")
+def _(patch: pytest.MonkeyPatch) -> None:
+    strict = observing.open_link
+
+    def open_link(fleet: Fleet, server_id: str, *rest: Any) -> list[Any]:
+        [first, *others] = strict(fleet, server_id, *rest)
+        old = fleet.link(server_id)
+        if old is not None:
+            first = Put(rules.replace(first.record, epoch=old.epoch), first.expect)
+        return [first, *others]
+
+    patch.setattr(convergence, "open_link", open_link)
+
+
+@planted("a link is not given up when another broker takes it over")
+def _(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Fence, "check", lambda fence, fleet: Check("broker", "nobody", ABSENT))
+
+
+@planted("a server is forgotten under the feet of its link")
+def _(patch: pytest.MonkeyPatch) -> None:
+    whole = Housekeeping._forget_server
+
+    def forget(chores: Housekeeping, server_id: str) -> list[Any]:
+        return [change for change in whole(chores, server_id) if change.key[0] != "link"]
+
+    patch.setattr(Housekeeping, "_forget_server", forget)
+
+
+@planted("a seat that was left stays taken in memory")
+def _(patch: pytest.MonkeyPatch) -> None:
+    whole = Fleet._reindex_session
+
+    def reindex(fleet: Fleet, old: Session | None, new: Session | None) -> None:
+        seats = old and old.server_id and fleet._seats.get(old.server_id)
+        whole(fleet, old, new)
+        if old and seats and new and new.ended_at is not None and old.ended_at is None:
+            seats.add(old)
+
+    patch.setattr(Fleet, "_reindex_session", reindex)
+
+
+@planted("what is stored of a server is not told to placement")
+def _(patch: pytest.MonkeyPatch) -> None:
+    def forgetful(fleet: Fleet, id: str, old: Facts | None, new: Facts | None) -> None: ...
+
+    patch.setattr(Fleet, "_reindex_facts", forgetful)
+
+
+@planted("a server that is lost is never marked as lost")
+def _(patch: pytest.MonkeyPatch) -> None:
+    async def mark_lost(links: convergence.Links, server_id: str, epoch: int) -> None: ...
+
+    patch.setattr(convergence.Links, "_mark_lost", mark_lost)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("bug", list(PLANTED))
+def test_a_planted_bug_is_found(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_fake_wire(monkeypatch)
+    PLANTED[bug](monkeypatch)
+    with pytest.raises(LawBroken):
+        run(
+            FleetMachine,
+            max_examples=EXAMPLES,
+            stateful_step_count=80,
+            derandomize=True,
+            phases=(Stretch.generate,),
+            report_multiple_bugs=False,
+        )

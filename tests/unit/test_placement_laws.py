@@ -1,0 +1,284 @@
+"""Placement against an oracle that looks at every server, one by one, in the plainest way."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Collection, Sequence
+from collections.abc import Set as AbstractSet
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deskfleet.core import platforms
+from deskfleet.core.change import Stored
+from deskfleet.core.fleet import Fleet, Reachable
+from deskfleet.core.placement import LOOKS, Placement, Refusal, Tally, parse_once, place
+from deskfleet.core.records import Facts, Server, SessionRequest, Type
+from deskfleet.core.requirements import Requirements
+from deskfleet.core.server import Seats, no_seat_for, unavailability
+from support.builders import a_request, a_server, a_session, some_facts
+from support.fleets import REQUIREMENTS, apply, fleets, requests, server_ids, steps
+
+WORDS = {
+    "UNREACHABLE_AGENT": "can't be reached",
+    "SERVER_CLOSED": "are closed",
+    "UNKNOWN": "are not known well enough yet",
+    "UNHEALTHY_DCV_SERVER": "can't start sessions now",
+    "EXISTING_LOGGED_IN_USER": "are used by somebody who logged in by other means",
+    "SERVER_FULL": "are full",
+}
+
+
+def seats_with(fleet: Fleet, server_id: str, taken: Sequence[tuple[str, SessionRequest]]) -> Seats:
+    seats = Seats()
+    for session in fleet.sessions_on(server_id):
+        seats.add(session)
+    for where, request in taken:
+        if where == server_id:
+            seats.add(a_session(request=request))
+    return seats
+
+
+def required_tag(fleet: Fleet, requirements: Requirements) -> tuple[str, str] | None:
+    """Return the tag that is told first where it lacks: of all that are required, the rarest."""
+    tags = requirements.equalities
+    return min(
+        tags,
+        key=lambda tag: sum(one.tags.get(tag[0]) == tag[1] for one in fleet.each(Facts)),
+        default=None,
+    )
+
+
+def obstacle(
+    fleet: Fleet, server: Server, request: SessionRequest, seats: Seats, *, reachable: bool
+) -> str | None:
+    requirements = parse_once(request.requirements or "")
+    facts = fleet.facts(server.id)
+    tag = required_tag(fleet, requirements)
+    if tag is not None and (facts is None or facts.tags.get(tag[0]) != tag[1]):
+        return f"lack tag:{tag[0]} = '{tag[1]}'"
+    if facts is not None:
+        lacking = requirements.explain(facts)
+        if lacking is not None:
+            return f"lack {lacking}"
+        unfit = platforms.unfit(platforms.demands_of(request), facts.host.os.family)
+        if unfit is not None:
+            return unfit
+    reason = unavailability(server, facts, seats, reachable=reachable)
+    if reason is not None:
+        return WORDS[reason]
+    assert facts is not None
+    return no_seat_for(facts, seats, request.type, request.owner)
+
+
+def naive(
+    request: SessionRequest,
+    fleet: Fleet,
+    taken: Sequence[tuple[str, SessionRequest]],
+    *,
+    reachable: Reachable,
+    avoid: Collection[str] = (),
+    among: AbstractSet[str] | None = None,
+) -> str | Counter[str]:
+    """Return the server that must be chosen, or how many fell for which reason."""
+    fits = []
+    fallen: Counter[str] = Counter()
+    for server in fleet.each(Server):
+        if among is not None and server.id not in among:
+            continue
+        seats = seats_with(fleet, server.id, taken)
+        reason = obstacle(fleet, server, request, seats, reachable=reachable(server.id))
+        if reason is None:
+            facts = fleet.facts(server.id)
+            assert facts is not None
+            load = facts.host.load[0] if facts.host.load else 0.0
+            fits.append((server.id in avoid, seats.taken, load, server.id))
+        else:
+            fallen[reason] += 1
+    return min(fits)[-1] if fits else fallen
+
+
+def counted(refusal: Refusal, total: int) -> Counter[str]:
+    """Read the counts off a refusal."""
+    told = refusal.reason.partition("(no dcv server found for placement): ")[2]
+    if told == "no server is registered":
+        return Counter()
+    first, *others = told.split(", ")
+    assert f" of {total} " in first
+    parts = (part.partition(" ") for part in [first.replace(f" of {total}", "", 1), *others])
+    return Counter({reason: int(count) for count, _, reason in parts})
+
+
+@given(
+    fleet=fleets(),
+    wishes=st.lists(requests(), min_size=1, max_size=4),
+    silent=st.sets(server_ids, max_size=1),
+    avoid=st.sets(server_ids, max_size=2),
+    looks=st.sampled_from([LOOKS, (1, 2), ()]),
+)
+def test_the_same_server_as_the_plainest_search_or_the_same_counts(
+    fleet: Fleet,
+    wishes: list[SessionRequest],
+    silent: set[str],
+    avoid: set[str],
+    looks: tuple[int, ...],
+) -> None:
+    tally = Tally(fleet)
+    taken: list[tuple[str, SessionRequest]] = []
+    for wish in wishes:
+        expected = naive(wish, fleet, taken, reachable=lambda id: id not in silent, avoid=avoid)
+        answer = place(
+            wish,
+            fleet,
+            tally,
+            reachable=lambda id: id not in silent,
+            avoid=avoid,
+            looks=looks,
+        )
+        if isinstance(answer, Placement):
+            assert answer.server_id == expected
+            taken.append((answer.server_id, wish))
+            tally.take(answer.server_id, a_session(request=wish))
+        else:
+            assert counted(answer, fleet.count(Server)) == expected
+
+
+@given(fleet=fleets(), wish=requests(), among=st.frozensets(server_ids), looks=st.booleans())
+def test_among_some_servers_it_is_the_best_of_these(
+    fleet: Fleet, wish: SessionRequest, among: frozenset[str], looks: bool
+) -> None:
+    answer = place(
+        wish,
+        fleet,
+        Tally(fleet),
+        reachable=lambda _id: True,
+        among=among,
+        looks=LOOKS if looks else (1,),
+    )
+    expected = naive(wish, fleet, (), reachable=lambda _id: True, among=among)
+    chosen = answer.server_id if isinstance(answer, Placement) else None
+    assert chosen == (expected if isinstance(expected, str) else None)
+
+
+@given(fleet=fleets(), wish=requests())
+def test_a_refusal_is_personal_exactly_where_another_owner_would_get_a_place(
+    fleet: Fleet, wish: SessionRequest
+) -> None:
+    def answer(owner: str) -> Placement | Refusal:
+        asked = a_request(
+            **{f: getattr(wish, f) for f in wish.__struct_fields__} | {"owner": owner}
+        )
+        return place(asked, fleet, Tally(fleet), reachable=lambda _id: True)
+
+    mine = answer(wish.owner)
+    if isinstance(mine, Refusal):
+        assert mine.personal is isinstance(answer("a stranger"), Placement) or mine.personal
+        assert mine.personal or isinstance(answer("a stranger"), Refusal)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_in_fleets_that_are_larger_than_any_look(seed: int) -> None:
+    chance = random.Random(seed)
+    fleet = Fleet()
+    for number in range(chance.choice([260, 520, 700])):
+        id = f"n{number:03}"
+        seats = chance.choice([1, 1, 2, 3])
+        told = some_facts(
+            id,
+            gpu=chance.choice(["yes", "no"]),
+            tags={"color": chance.choice(["pink", "red", "red", "red"]), "job": str(number)},
+            load=(chance.random() * 3, 0.0, 0.0),
+            max_virtual_sessions=seats,
+            types=chance.choice([(Type.VIRTUAL,), (Type.VIRTUAL, Type.CONSOLE)]),
+        )
+        apply(fleet, [a_server(id, open=chance.random() < 0.9), told])
+        for seat in range(chance.randrange(seats + 1)):
+            apply(fleet, [a_session(f"{id}-{seat}", server=id, owner=f"u{seat}")])
+    tally = Tally(fleet)
+    taken: list[tuple[str, SessionRequest]] = []
+    few = [f"tag:job = '{number}'" for number in (3, 200, 999)]
+    never = ["server:Host.Memory.TotalBytes < 0", "tag:color = 'red' and tag:gpu = 'maybe'"]
+    for _ in range(25):
+        wish = a_request(requirements=chance.choice([*REQUIREMENTS, *few, *never]))
+        expected = naive(wish, fleet, taken, reachable=lambda _id: True)
+        answer = place(wish, fleet, tally, reachable=lambda _id: True)
+        if isinstance(answer, Placement):
+            assert answer.server_id == expected
+            taken.append((answer.server_id, wish))
+            tally.take(answer.server_id, a_session(request=wish))
+        else:
+            assert counted(answer, fleet.count(Server)) == expected
+
+
+def accepting(fleet: Fleet, wish: SessionRequest) -> set[str]:
+    """Return the servers that would take a session."""
+    return {
+        server.id
+        for server in fleet.each(Server)
+        if isinstance(
+            place(
+                wish,
+                fleet,
+                Tally(fleet),
+                reachable=lambda id: (link := fleet.link(id)) is not None and link.up,
+                among={server.id},
+            ),
+            Placement,
+        )
+    }
+
+
+@given(fleet=fleets(), wish=requests(), happened=steps, cleared=st.booleans())
+def test_whoever_takes_what_it_did_not_take_before_is_in_the_ledger(
+    fleet: Fleet, wish: SessionRequest, happened: list[object], cleared: bool
+) -> None:
+    candidates = fleet.candidates
+    improved, moved = candidates.improved.moment, candidates.moved.moment
+    before = accepting(fleet, wish)
+    if cleared:
+        kept = [
+            Stored(one.revision, one.record)
+            for each in fleet._records.values()
+            for one in each.values()
+        ]
+        fleet.clear()
+        for entry in kept:
+            fleet.apply(entry)
+    apply(fleet, happened)  # type: ignore[arg-type]
+    news = accepting(fleet, wish) - before
+    assert news <= set(candidates.moved.since(moved))
+    if not parse_once(wish.requirements or "").follows_load:
+        assert news <= set(candidates.improved.since(improved))
+    assert set(candidates.improved.since(improved)) <= set(candidates.moved.since(moved))
+
+
+@given(fleet=fleets(), happened=steps)
+def test_candidates_are_the_registered_servers_in_rank_order(
+    fleet: Fleet, happened: list[object]
+) -> None:
+    fleet.candidates.ranked()
+    apply(fleet, happened)  # type: ignore[arg-type]
+
+    def load(facts: Facts | None) -> float:
+        return facts.host.load[0] if facts is not None and facts.host.load else 0.0
+
+    expected = sorted(
+        (fleet.seats(one.id).taken, load(fleet.facts(one.id)), one.id) for one in fleet.each(Server)
+    )
+    assert [rank[:3] for rank in fleet.candidates.ranked()] == expected
+    assert len(fleet.candidates) == len(expected)
+    for *_, candidate in fleet.candidates.ranked():
+        assert candidate.server is fleet.server(candidate.id)
+        assert candidate.facts is fleet.facts(candidate.id)
+        assert candidate.seats == fleet.seats(candidate.id)
+
+
+def test_what_only_moves_its_load_is_no_news_to_who_does_not_ask_for_it() -> None:
+    fleet = Fleet()
+    apply(fleet, [a_server(), some_facts(load=(1.0, 1.0, 1.0))])
+    improved, moved = fleet.candidates.improved.moment, fleet.candidates.moved.moment
+    apply(fleet, [some_facts(load=(2.0, 1.0, 1.0)), a_server(placements=1)])
+    assert fleet.candidates.improved.since(improved) == []
+    assert fleet.candidates.moved.since(moved) == ["n1"]
