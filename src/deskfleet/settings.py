@@ -68,6 +68,9 @@ class BrokerSettings:
     seconds_before_deleting_unreachable_dcv_server: int = _setting(
         1800, "when a silent server without sessions is forgotten"
     )
+    seconds_before_deleting_sessions_unreachable_server: int | None = _setting(
+        None, "when the sessions of a silent server end; never where it isn't set"
+    )
     session_screenshot_max_width: int = _setting(160, "pixels, where a request says nothing")
     session_screenshot_max_height: int = _setting(100, "pixels, where a request says nothing")
     session_screenshot_format: str = _setting("png", "png or jpeg")

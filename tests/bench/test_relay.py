@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
-from support.carrier import OWNER, SESSION, carrier
+from support.carrier import SESSION, carrier
 from support.measuring import MB, ratio, spread, told
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(300)]
@@ -29,7 +29,6 @@ FLOOR = 0.05
 
 
 def test_a_desktop_reaches_its_browser_at_a_good_part_of_a_copy(tmp_path: Path) -> None:
-    assert OWNER
     with desktop(tmp_path / "rfb") as path, ExitStack() as stack:
         through = stack.enter_context(carrier("entrance", path))
         beside = stack.enter_context(carrier("copy", path))

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from deskfleet.broker import main as broker_main
+from deskfleet.broker.service.auth_servers import AuthServers
+from deskfleet.core.records import AuthServer
+from deskfleet.settings import BrokerSettings
 from support.auth_server import JwksServer, jwk, jwks_server, key_set, private_key, signed
 from support.programs import Portal, Site, trust
 from support.waiting import until
@@ -41,6 +47,7 @@ OPERATIONS: list[tuple[str, str, Any]] = [
 class World:
     site: Site
     jwks: JwksServer
+    clients: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     @contextmanager
     def door(self, broker: str = "broker", token: str | None = None) -> Iterator[httpx.Client]:
@@ -72,23 +79,52 @@ class World:
             self.site.stop(name)
 
     @contextmanager
-    def registered(self, *options: str) -> Iterator[None]:
-        url = ("--url", self.jwks.url)
-        said = self.site.command("register-auth-server", *url, "--allow-private", *options)
-        assert said == "Jwk url registered.\n"
+    def registered(self, **wanted: Any) -> Iterator[None]:
+        """Let the external server's tokens open the API; without the command line: it is slow."""
+        server = AuthServer(
+            id=self.jwks.url, registered_at=datetime.now(UTC), allow_private=True, **wanted
+        )
+        self._with_servers(lambda servers: servers.register(server))
         try:
             yield
         finally:
-            said = self.site.command("unregister-auth-server", *url)
-            assert said == f"Jwk url{self.jwks.url} unregistered\n"
+            self._with_servers(lambda servers: servers.unregister(server.id))
+
+    def _with_servers(self, use: Callable[[AuthServers], Awaitable[object]]) -> None:
+        async def whole() -> None:
+            settings = BrokerSettings(state=self.site.broker_state)
+            async with broker_main.auth_servers_only(settings) as servers:
+                await use(servers)
+
+        asyncio.run(whole())
+        self.catch_up()
+
+    def catch_up(self) -> None:
+        """Let all brokers see what the store holds: they look at it before they say how they are.
+
+        Who may call is decided by what a broker knew half a second ago, at worst.
+        """
+        for name in self.site._programs:
+            with self.door(name) as door:
+                assert door.get("/health").status_code == 200
+
+    def renew_keys(self) -> None:
+        async def whole() -> None:
+            settings = BrokerSettings(state=self.site.broker_state)
+            async with broker_main.access_only(settings) as access:
+                await access.renew_signing_key()
+
+        asyncio.run(whole())
 
     def client(self, name: str) -> tuple[str, str]:
-        said = self.site.command("register-api-client", "--client-name", name)
-        id, password = [line.partition(": ")[2] for line in said.splitlines()]
-        return id, password
+        if name not in self.clients:
+            said = self.site.command("register-api-client", "--client-name", name)
+            id, password = [line.partition(": ")[2] for line in said.splitlines()]
+            self.clients[name] = id, password
+        return self.clients[name]
 
-    def own_token(self) -> str:
-        credentials = self.client("own")
+    def own_token(self, name: str = "one") -> str:
+        credentials = self.client(name)
         with self.door() as door:
             answer = door.post("/oauth2/token?grant_type=client_credentials", auth=credentials)
         assert answer.status_code == 200
@@ -128,28 +164,34 @@ def external(key: Any = RSA, algorithm: str = "RS256", kid: str = "rsa", **claim
 
 class TestExternalServers:
     def test_their_tokens_open_the_api_while_they_are_registered(self, world: World) -> None:
+        command, url = world.site.command, ("--url", world.jwks.url)
         tokens = [external(), external(EC, "ES256", "ec")]
         assert [world.status(token) for token in tokens] == [401, 401]
-        with world.registered("--issuer", "login", "--audience", "api", "--scope", SCOPE):
-            assert world.site.command("list-auth-servers") == f'Urls: [ "{world.jwks.url}" ]\n'
-            assert [world.status(token) for token in tokens * 2] == [200] * 4
-            assert world.status(world.own_token()) == 200
-            for wrong in (
-                external(iss="other"),
-                external(aud="other"),
-                external(exp=int(time.time()) - 61),
-                external(EC, "ES256", "rsa"),
-                external(private_key("RSA-2048", 2)),
-                external(kid="other"),
-            ):
-                assert world.status(wrong) == 401
-            told = json.loads(world.site.command("list-auth-servers", "--details"))
-            assert [(one["url"], one["audience"]) for one in told] == [(world.jwks.url, "api")]
+        wanted = ("--issuer", "login", "--audience", "api", "--scope", SCOPE)
+        said = command("register-auth-server", *url, "--allow-private", *wanted)
+        assert said == "Jwk url registered.\n"
+        assert command("list-auth-servers") == f'Urls: [ "{world.jwks.url}" ]\n'
+        assert [world.status(token) for token in tokens * 2] == [200] * 4
+        assert world.status(world.own_token()) == 200
+        for wrong in (
+            external(iss="other"),
+            external(aud="other"),
+            external(exp=int(time.time()) - 61),
+            external(EC, "ES256", "rsa"),
+            external(private_key("RSA-2048", 2)),
+            external(kid="other"),
+        ):
+            assert world.status(wrong) == 401
+        [told] = json.loads(command("list-auth-servers", "--details"))
+        assert (told["url"], told["audience"]) == (world.jwks.url, "api")
+        said = command("unregister-auth-server", *url)
+        assert said == f"Jwk url{world.jwks.url} unregistered\n"
+        world.catch_up()
         assert [world.status(token) for token in tokens] == [401, 401]
-        assert world.site.command("list-auth-servers") == "Urls: [ ]\n"
+        assert command("list-auth-servers") == "Urls: [ ]\n"
 
     def test_a_scope_that_is_lacking_is_told(self, world: World) -> None:
-        with world.registered("--scope", SCOPE), world.door("broker", external(scope="x")) as door:
+        with world.registered(scope=SCOPE), world.door("broker", external(scope="x")) as door:
             answer = door.post("/describeSessions", json={})
         assert answer.status_code == 403
         assert answer.json() == {"error": "The token has not the scope that is wanted here."}
@@ -159,7 +201,7 @@ class TestExternalServers:
         )
 
     def test_a_pinned_algorithm_shuts_the_others_out(self, world: World) -> None:
-        with world.registered("--algorithm", "ES256"):
+        with world.registered(algorithm="ES256"):
             assert world.status(external(EC, "ES256", "ec")) == 200
             assert world.status(external()) == 401
 
@@ -174,7 +216,7 @@ class TestExternalServers:
         assert int(answer.headers["retry-after"]) > 0
 
     def test_a_broker_that_is_no_authorization_server(self, world: World) -> None:
-        own, credentials = world.own_token(), world.client("portal")
+        own, credentials = world.own_token(), world.client("one")
         with world.broker("strict", enable_authorization_server=False), world.registered():
             with world.door("strict") as door:
                 answer = door.post("/oauth2/token?grant_type=client_credentials", auth=credentials)
@@ -199,7 +241,7 @@ class TestWithoutAuthorization:
             # Other brokers and agents still say who they are.
             agents = f"https://localhost:{world.site._ports['open'][1]}"
             assert door.post(f"{agents}/broker/poke").status_code == 401
-        assert '"message":"authorization.off"' in world.site.log("open").replace(": ", ":")
+        assert "authorization.off" in world.site.log("open")
 
     def test_otherwise_each_needs_one(self, world: World) -> None:
         with world.door() as door:
@@ -210,7 +252,7 @@ class TestWithoutAuthorization:
 
 
 class TestRefusedTokens:
-    @pytest.mark.parametrize("text", ["", "x", "a.b.c", "e30.e30.", "A" * 9000])
+    @pytest.mark.parametrize("text", ["=", "x", "a.b.c", "e30.e30.", "A" * 9000])
     def test_a_bad_token_is_told_in_both_forms(self, world: World, text: str) -> None:
         with world.door("broker", text) as door:
             answer = door.post("/describeSessions", json={})
@@ -233,7 +275,7 @@ class TestTheTokenEndpoint:
             return door.post(f"/oauth2/token{query}", **more)
 
     def test_the_ways_to_ask(self, world: World) -> None:
-        id, password = world.client("asker")
+        id, password = world.client("one")
         grant = {"grant_type": "client_credentials"}
         secret = {"client_id": id, "client_secret": password}
         for answer in (
@@ -249,7 +291,7 @@ class TestTheTokenEndpoint:
             assert world.status(answer.json()["access_token"]) == 200
 
     def test_the_ways_to_be_refused(self, world: World) -> None:
-        id, password = world.client("refused")
+        id, password = world.client("one")
         grant = {"grant_type": "client_credentials"}
         twice = "?grant_type=client_credentials&grant_type=password"
         secret = f"?grant_type=client_credentials&client_id={id}&client_secret={password}"
@@ -282,7 +324,7 @@ class TestTheTokenEndpoint:
         }
 
     def test_who_guesses_has_to_wait(self, world: World) -> None:
-        guessed, other = world.client("guessed"), world.client("other")
+        guessed, other = world.client("one"), world.client("two")
         query = "?grant_type=client_credentials"
         with world.broker("guarded"), world.door("guarded") as door:
             url = f"/oauth2/token{query}"
@@ -294,7 +336,7 @@ class TestTheTokenEndpoint:
             assert door.post(url, auth=other).status_code == 200
 
     def test_right_passwords_are_not_counted(self, world: World) -> None:
-        credentials = world.client("eager")
+        credentials = world.client("two")
         with ThreadPoolExecutor(8) as pool, world.door() as door:
             url = "/oauth2/token?grant_type=client_credentials"
             answers = pool.map(lambda _: door.post(url, auth=credentials).status_code, range(60))
@@ -303,7 +345,7 @@ class TestTheTokenEndpoint:
 
 class TestLimits:
     def test_a_caller_that_calls_too_often(self, world: World) -> None:
-        one, two = world.own_token(), world.own_token()
+        one, two = world.own_token("one"), world.own_token("two")
         with (
             world.broker("limited", max_api_requests_per_second=5),
             world.door("limited", one) as door,
@@ -335,22 +377,25 @@ class TestLimits:
 class TestKeyRenewal:
     def test_no_token_dies_of_it_under_load(self, world: World) -> None:
         """Clients get tokens from either broker and use all that they have at the other."""
-        credentials = world.client("loaded")
+        credentials = world.client("one")
         with world.broker("second"):
-            stop, kinds = threading.Event(), [("broker", "second"), ("second", "broker")] * 2
+            stop, used = threading.Event(), list[str]()
+            kinds = [("broker", "second"), ("second", "broker")] * 2
             with ThreadPoolExecutor(len(kinds)) as pool:
                 users = [
-                    pool.submit(self._use, world, credentials, giver, taker, stop)
+                    pool.submit(self._use, world, credentials, giver, taker, stop, used)
                     for giver, taker in kinds
                 ]
                 try:
                     for _ in range(4):
-                        assert world.site.command("renew-auth-server-api-key") == "Keys renewed.\n"
+                        world.renew_keys()
+                        enough = len(used) + 60
+                        until(lambda: len(used) >= enough or any(one.done() for one in users))  # noqa: B023
                 finally:
                     stop.set()
-                used = [user.result() for user in users]
-        assert sum(calls for calls, _ in used) > 200
-        assert set().union(*(keys for _, keys in used)) > {"first"}
+                for user in users:
+                    user.result()
+        assert len({_key_of(token) for token in used}) >= 4
 
     def test_connection_tokens_live_on(self, world: World) -> None:
         with world.broker("second"):
@@ -359,12 +404,12 @@ class TestKeyRenewal:
                 portal = Portal(
                     f"https://localhost:{world.site._ports['broker'][0]}",
                     world.site.ca_file,
-                    *world.client("portal"),
+                    *world.client("one"),
                 )
                 until(portal.available)
                 session = portal.ready("root")
                 link = portal.link(session, "bob")
-                world.site.command("renew-auth-server-api-key")
+                assert world.site.command("renew-auth-server-api-key") == "Keys renewed.\n"
                 token = link.partition("authToken=")[2].partition("#")[0]
                 form = {"sessionId": session, "authenticationToken": token}
                 with world.door("second") as door:
@@ -377,10 +422,14 @@ class TestKeyRenewal:
 
     @staticmethod
     def _use(
-        world: World, credentials: tuple[str, str], giver: str, taker: str, stop: threading.Event
-    ) -> tuple[int, set[str]]:
+        world: World,
+        credentials: tuple[str, str],
+        giver: str,
+        taker: str,
+        stop: threading.Event,
+        used: list[str],
+    ) -> None:
         tokens: list[str] = []
-        calls = 0
         with world.door(giver) as giving, world.door(taker) as taking:
             while not stop.is_set():
                 answer = giving.post(
@@ -392,8 +441,7 @@ class TestKeyRenewal:
                     headers = {"Authorization": f"Bearer {token}"}
                     answer = taking.post("/describeSessions", json={}, headers=headers)
                     assert answer.status_code == 200, answer.text
-                    calls += 1
-        return calls, {_key_of(token) for token in tokens}
+                    used.append(token)
 
 
 def _key_of(token: str) -> str:

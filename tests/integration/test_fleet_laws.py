@@ -144,7 +144,9 @@ class FleetMachine(RuleBasedStateMachine):
         if ids := list(self.world.hosts[name].running):
             self.world.end_session(name, ids[which % len(ids)])
 
-    @rule(name=server, by=owner, type=st.sampled_from(Type), ill=st.sampled_from((None, "it is ill")))
+    @rule(
+        name=server, by=owner, type=st.sampled_from(Type), ill=st.sampled_from((None, "it is ill"))
+    )
     def machine_changes(self, name: str, by: str, type: Type, ill: str | None) -> None:
         self.world.set_health(name, ill)
         if ill is None:
@@ -153,7 +155,9 @@ class FleetMachine(RuleBasedStateMachine):
     @rule(
         name=server,
         first=slot,
-        what=st.sampled_from(("start", "start", "start", "kill", "kill-late", "stop", "reboot")),
+        what=st.sampled_from(
+            ("start", "start", "start", "kill", "kill-late", "stop", "reboot", "lose")
+        ),
     )
     def agent_lives(self, name: str, first: str, what: str) -> None:
         if what == "start":
@@ -162,6 +166,8 @@ class FleetMachine(RuleBasedStateMachine):
             self.world.stop_agent(name)
         elif what == "reboot":
             self.world.reboot(name)
+        elif what == "lose":
+            self.world.lose_journal(name)
         else:
             self.world.kill_agent(name, finish=what == "kill-late")
 
@@ -194,6 +200,10 @@ class FleetMachine(RuleBasedStateMachine):
             node.commits.release_one()
         else:
             self.world.resume_broker(node.url)
+
+    @rule(arrive=st.booleans())
+    def pokes(self, arrive: bool) -> None:
+        self.world.pokes_arrive = arrive
 
     @rule(at=number, fault=st.sampled_from(("busy", "busy", "before", "after")))
     def store_fails(self, at: int, fault: str) -> None:

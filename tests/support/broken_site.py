@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 
-from deskfleet.broker.main import access_only
+from deskfleet.broker.main import access_only, open_tls
 from deskfleet.settings import BrokerSettings
 from support.fault_proxy import FaultProxy
 from support.ledger import described
@@ -59,6 +59,8 @@ class Prepared:
 
 
 def prepare(state: Path) -> Prepared:
+    open_tls(state, "broker")
+
     async def prepared() -> Prepared:
         async with access_only(BrokerSettings(state=state)) as access:
             client = await access.register_api_client("test")

@@ -32,8 +32,8 @@ class Constant(msgspec.Struct, frozen=True):
 
 
 @contextmanager
-def constant_server(constant: Constant) -> Iterator[int]:
-    """Yield the port of such a server."""
+def constant_server(constant: Constant) -> Iterator[tuple[int, int]]:
+    """Yield the port and the pid of such a server."""
     with subprocess.Popen(
         [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as server:
@@ -41,7 +41,7 @@ def constant_server(constant: Constant) -> Iterator[int]:
         assert server.stdout is not None
         server.stdin.write(msgspec.json.encode(constant) + b"\n")
         server.stdin.flush()
-        yield int(server.stdout.readline())
+        yield int(server.stdout.readline()), server.pid
         server.stdin.close()
         assert server.wait(20) == 0
 

@@ -51,6 +51,7 @@ class Host:
     def begin(self, spec: SessionSpec) -> None:
         again = (spec.session_id, spec.generation) in self.ran
         self.verdict.must(not again, f"{self.id} begins {spec.session_id} again, which has run")
+        self.verdict.must(spec.generation > 0, f"{self.id} begins {spec.session_id}, not ours")
         self.starting[spec.session_id] = spec
 
     def put(self, spec: SessionSpec, clock: VirtualClock) -> None:

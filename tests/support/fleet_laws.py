@@ -8,7 +8,7 @@ A law that is broken is written down, not raised: the product may not swallow it
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from deskfleet.core import session as rules
@@ -51,7 +51,9 @@ class Verdict:
 
 
 class Auditor:
-    def __init__(self, verdict: Verdict, begin: Revision) -> None:
+    def __init__(
+        self, verdict: Verdict, begin: Revision, runs_on: Callable[[str, str], bool]
+    ) -> None:
         self.truth = Fleet()
         self.truth.revision = begin
         self.known: set[str] = set()
@@ -66,9 +68,15 @@ class Auditor:
         """The permissions files that each session has had."""
         self.commits = 0
         self._must = verdict.must
+        self._runs_on = runs_on
+        """Tells whether a session runs on a server, whatever anybody says."""
         self._ran: dict[str, int] = {}
         self._places: dict[tuple[str, int], str] = {}
         self._state: dict[str, State] = {}
+
+    def has_run(self, session_id: str) -> bool:
+        """Tell whether a server has ever said that it runs."""
+        return session_id in self._ran
 
     def committed(self, author: str, change_set: ChangeSet, revision: Revision) -> None:
         writes = [change for change in change_set if not isinstance(change, Check)]
@@ -95,7 +103,9 @@ class Auditor:
                 self._check_link(author, change_set, change.record)
         if fence is None:
             return
-        opens = any(change.key == ("link", fence) and isinstance(change, Put) for change in change_set)
+        opens = any(
+            change.key == ("link", fence) and isinstance(change, Put) for change in change_set
+        )
         link = self.truth.link(fence)
         self._must(
             opens or (link is not None and link.broker_id == author),
@@ -191,6 +201,9 @@ class Auditor:
             self._must((before, after) in STEPS, f"{old.id} goes from {before} to {after}")
             told = before in {Stage.PLACED, Stage.STOPPING} and after is not Stage.STOPPING
             self._must(not told or fence == old.server_id, f"{old.id} is {after}, and nobody said")
+            if told and old.server_id is not None:
+                runs = self._runs_on(old.server_id, old.id)
+                self._must(not runs, f"{old.id} is {after}, and still runs on {old.server_id}")
         else:
             same = (old.generation, old.server_id) == (new.generation, new.server_id)
             self._must(same, f"{old.id} is moved while it is {before}")

@@ -20,6 +20,7 @@ from deskfleet.agent import uplink
 from deskfleet.broker.service import housekeeping
 from deskfleet.broker.stores.memory import MemoryStore
 from deskfleet.core.fleet import Fleet
+from deskfleet.core.placement import Placement, Tally, place
 from deskfleet.core.records import Broker, Link, Phase, Report, Session, Type
 from deskfleet.core.session import Stage, is_about, replace, stage
 from deskfleet.errors import StoreFailed
@@ -61,14 +62,17 @@ class CountedIds:
 
 
 class World:
-    def __init__(self, folder: Path, *, brokers: int = 2, servers: int = 3) -> None:
+    def __init__(
+        self, folder: Path, *, brokers: int = 2, servers: int = 3, agents: bool = True
+    ) -> None:
         self.loop = VirtualLoop()
         self.loop.connect = self.connect
         self.store = MemoryStore()
         self.verdict = Verdict()
-        self.auditor = Auditor(self.verdict, self.store.load()[0])
+        self.auditor = Auditor(self.verdict, self.store.load()[0], self._runs_on)
         self.ids = CountedIds()
         self.slots = SLOTS[:brokers]
+        self.pokes_arrive = True
         self.brokers: dict[str, BrokerNode] = {}
         self.lines: list[Line] = []
         self.agents: dict[str, Agent] = {}
@@ -84,7 +88,7 @@ class World:
         for slot in self.slots:
             self.start_broker(slot)
         self.loop.settle()
-        for host in self.hosts:
+        for host in self.hosts if agents else ():
             self.start_agent(host)
         self.loop.advance(1)
 
@@ -155,7 +159,7 @@ class World:
 
     async def _poke(self, broker: Broker) -> None:
         node = self.brokers.get(broker.url)
-        if node is not None and not node.commits.paused:
+        if node is not None and not node.commits.paused and self.pokes_arrive:
             node.housekeeping.poke()
 
     def _bury(self, run: asyncio.Task[None]) -> None:
@@ -208,6 +212,13 @@ class World:
         self.kill_agent(name)
         self.hosts[name].power_cycle()
 
+    def lose_journal(self, name: str) -> None:
+        """Kill an agent and take its memory; what its broker has not heard of it, nobody knows."""
+        self.kill_agent(name)
+        host = self.hosts[name]
+        host.journal.unlink(missing_ok=True)
+        host.ran = {(id, generation) for id, generation in host.ran if self.auditor.has_run(id)}
+
     def end_session(self, name: str, session_id: str) -> None:
         """Let a session die by itself, seen by the agent or not."""
         agent = self.agents.get(name)
@@ -235,6 +246,9 @@ class World:
         for hung in list(self.hosts[name].hung.values())[:1]:
             if not hung.done():
                 hung.set_result(fate)
+
+    def _runs_on(self, server_id: str, session_id: str) -> bool:
+        return session_id in self.hosts[server_id].running
 
     def _clock(self, name: str) -> VirtualClock:
         return VirtualClock(self.loop)
@@ -343,6 +357,9 @@ class World:
                 raise LawBroken("the fleet does not come to rest: " + "; ".join(troubles))
             for name in self.hosts:
                 self.resolve(name, "ok")
+            for slot in self.slots:
+                # One that had lost its store may have died of it only now.
+                self.start_broker(slot)
             self.loop.advance(15)
             self.check()
         self.compare()
@@ -369,7 +386,10 @@ class World:
         if where is Stage.WAITING:
             age = VirtualClock(self.loop).now() - session.created_at
             waits = session.request.enqueue and age < QUEUE.wait + QUEUE.wait / 2
-            return None if waits else f"{session.id} waits and waits"
+            truth = self.auditor.truth
+            chance = place(session.request, truth, Tally(truth), reachable=self.is_linked)
+            fits = isinstance(chance, Placement)
+            return f"{session.id} waits: {chance}" if fits or not waits else None
         report = self.auditor.truth.report(session.id)
         if report is None or not is_about(report, session) or report.phase is not Phase.RUNNING:
             return f"{session.id} does not become ready: {report}"

@@ -24,8 +24,8 @@ REQUIREMENTS = (
     "server:Host.Os.Family = 'linux' and (tag:gpu = 'yes' or tag:color = 'red')",
 )
 
-limits = st.sampled_from([-1, 0, 1, 2])
-server_ids = st.sampled_from([f"n{number}" for number in range(6)])
+limits = st.sampled_from([-1, 1, 1, 2, 0])
+server_ids = st.sampled_from([f"n{number}" for number in range(4)])
 session_ids = st.sampled_from([f"s{number}" for number in range(8)])
 
 
@@ -41,8 +41,8 @@ def facts(draw: st.DrawFn, id: str) -> Facts:
         ),
         max_virtual_sessions=draw(limits),
         max_sessions_per_user=draw(limits),
-        unhealthy=draw(st.sampled_from([None, None, None, "no X"])),
-        foreign_user=draw(st.sampled_from([None, None, None, "eve"])),
+        unhealthy=draw(st.sampled_from([None] * 7 + ["no X"])),
+        foreign_user=draw(st.sampled_from([None] * 7 + ["eve"])),
     )
     family = draw(st.sampled_from(["linux", "linux", "windows", "macos"]))
     used = draw(st.sampled_from([1_000, 3_000]))
@@ -85,7 +85,7 @@ def records(draw: st.DrawFn) -> Record:
 gone = st.tuples(st.sampled_from(["server", "facts", "link"]), server_ids) | st.tuples(
     st.just("session"), session_ids
 )
-steps = st.lists(records() | gone, max_size=12)
+steps = st.lists(records() | gone, max_size=4)
 """Records that are written and keys that are dropped."""
 
 
@@ -100,10 +100,14 @@ def apply(fleet: Fleet, happened: Sequence[Record | tuple[str, str]]) -> None:
 
 @st.composite
 def fleets(draw: st.DrawFn) -> Fleet:
-    """Draw a fleet of up to six servers, most of which can be used."""
+    """Draw a fleet of a few servers, most of which can be used, with sessions on them."""
     fleet = Fleet()
-    for number in range(draw(st.integers(0, 6))):
+    count = draw(st.integers(0, 4))
+    for number in range(count):
         id = f"n{number}"
         apply(fleet, [a_server(id), draw(facts(id)), a_link(id)])
+    for number, where in enumerate(draw(st.lists(st.integers(0, max(0, count - 1)), max_size=5))):
+        session = a_session(f"s{number}", request=draw(requests()), server=f"n{where}")
+        apply(fleet, [session])
     apply(fleet, draw(steps))
     return fleet

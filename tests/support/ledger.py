@@ -82,11 +82,11 @@ class Writer(threading.Thread):
         while not self._enough.wait(PAUSE_SECONDS):
             with self.turn:
                 if self._mine and self._random.random() < 0.5:
-                    self._delete(self._mine.pop(self._random.randrange(len(self._mine))))
+                    self._end_one(self._mine.pop(self._random.randrange(len(self._mine))))
                 else:
-                    self._create()
+                    self._begin_one()
 
-    def _create(self) -> None:
+    def _begin_one(self) -> None:
         self._count += 1
         name = f"{self.name}-{self._count}"
         self._ledger.asked.add(name)
@@ -100,7 +100,7 @@ class Writer(threading.Thread):
         for one in answer["UnsuccessfulList"]:
             self._ledger.refused[one["FailureReason"]] += 1
 
-    def _delete(self, session_id: str) -> None:
+    def _end_one(self, session_id: str) -> None:
         self._ledger.deleting.add(session_id)
         answer = self._post("/deleteSessions", [{"SessionId": session_id, "Owner": self.name}])
         if answer is None:

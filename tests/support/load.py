@@ -33,6 +33,8 @@ class Load(msgspec.Struct, frozen=True):
 
 
 class Result(msgspec.Struct, frozen=True):
+    answers: int
+    """All, those of the warm-up too."""
     answers_per_second: float
     client_seconds_per_answer: float
     """The client's own processor time, to see that it is not what is measured."""
@@ -130,7 +132,11 @@ async def _apply(load: Load) -> Result:
     began, spent, answered = loop.time(), _processor(), count.answers
     await _unless(failed, load.seconds)
     answers = count.answers - answered
-    result = Result(answers / (loop.time() - began), (_processor() - spent) / max(1, answers))
+    result = Result(
+        answers=count.answers,
+        answers_per_second=answers / (loop.time() - began),
+        client_seconds_per_answer=(_processor() - spent) / max(1, answers),
+    )
     failed.cancel()
     for transport in transports:
         transport.abort()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import median, quantiles
@@ -32,6 +33,12 @@ def _short(value: float) -> str:
 def ratio(above: Iterable[float], below: Iterable[float]) -> float:
     """Return the median of the ratios of pairs that were measured side by side."""
     return median(one / other for one, other in zip(above, below, strict=True))
+
+
+def processor_seconds(pid: int) -> float:
+    """Return what a process has used of the processors, its own work and the system's for it."""
+    after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(after_name[11]) + int(after_name[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def resident(pid: int) -> float:

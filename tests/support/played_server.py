@@ -7,19 +7,20 @@ another user at the console, a driver in trouble, screens that never answer.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import io
 import threading
 from collections.abc import Sequence
+from concurrent.futures import Future
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
 import httpx
-import msgspec
 from PIL import Image
+from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
-from websockets.sync.client import ClientConnection, connect
 
 from deskfleet.core.records import Endpoint, Facts, Host, Intent, Os, Phase, Report, Type
 from deskfleet.core.session import replace
@@ -30,6 +31,7 @@ from deskfleet.wire.messages import (
     Desired,
     FactsChanged,
     FromAgent,
+    FromBroker,
     Heartbeat,
     Hello,
     Observation,
@@ -93,9 +95,9 @@ class PlayedServer:
         self._serial = 0
         self._epoch = 0
         self._is_hushed = False
-        self._wire = contextlib.ExitStack()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._socket: ClientConnection | None = None
-        self._threads: list[threading.Thread] = []
+        self._thread: threading.Thread | None = None
         self._credentials = self._enrol(statement)
 
     @property
@@ -110,30 +112,21 @@ class PlayedServer:
 
     def link(self) -> Self:
         """Connect, and serve the link from a thread."""
-        answer = self._post("/oauth2/token", auth=self._credentials)
-        headers = {"Authorization": f"Bearer {answer['access_token']}"}
-        url = self._url.replace("https://", "wss://") + "/agent/link"
-        self._wire = contextlib.ExitStack()
-        self._socket = self._wire.enter_context(
-            connect(url, ssl=self._context, additional_headers=headers, proxy=None)
-        )
-        hello = Hello(version=VERSION, facts=self.facts, observed=tuple(self._observed.values()))
-        self._socket.send(encode(hello).decode())
-        welcome = decode_from_broker(self._socket.recv(LIMIT_SECONDS))
-        assert isinstance(welcome, Welcome), welcome
-        self._epoch = welcome.epoch
-        over = threading.Event()
-        self._begin(self._hear, self._socket, over)
-        self._begin(self._beat, over, welcome.heartbeat_seconds / 2)
+        linked: Future[None] = Future()
+        self._thread = threading.Thread(target=self._run, args=[linked], daemon=True)
+        self._thread.start()
+        linked.result(LIMIT_SECONDS)
         return self
 
     def cut(self) -> None:
         """Vanish: the link ends, and nobody speaks for this server any more."""
-        self._socket = None
-        self._wire.close()
-        for thread in self._threads:
+        loop, socket, thread = self._loop, self._socket, self._thread
+        self._socket = self._thread = None
+        if loop is not None and socket is not None:
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(lambda: loop.create_task(socket.close()))
+        if thread is not None:
             thread.join(LIMIT_SECONDS)
-        self._threads = []
 
     def hush(self) -> None:
         """Say nothing any more, over a link that stays."""
@@ -181,30 +174,52 @@ class PlayedServer:
         assert answer.is_success, answer.text
         return answer.json()
 
-    def _begin(self, run: Any, *arguments: Any) -> None:
-        thread = threading.Thread(target=run, args=arguments, daemon=True)
-        thread.start()
-        self._threads.append(thread)
+    def _run(self, linked: Future[None]) -> None:
+        token = self._post("/oauth2/token", auth=self._credentials)["access_token"]
+        try:
+            asyncio.run(self._hold(token, linked))
+        except Exception as error:  # noqa: BLE001  whoever waits is told
+            if not linked.done():
+                linked.set_exception(error)
+
+    async def _hold(self, token: str, linked: Future[None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        url = self._url.replace("https://", "wss://") + "/agent/link"
+        headers = {"Authorization": f"Bearer {token}"}
+        async with connect(
+            url, ssl=self._context, additional_headers=headers, proxy=None
+        ) as socket:
+            observed = tuple(self._observed.values())
+            hello = Hello(version=VERSION, facts=self.facts, observed=observed)
+            await socket.send(encode(hello).decode())
+            welcome = decode_from_broker(await socket.recv())
+            assert isinstance(welcome, Welcome), welcome
+            self._epoch, self._socket = welcome.epoch, socket
+            linked.set_result(None)
+            beating = asyncio.create_task(self._beat(welcome.heartbeat_seconds / 2))
+            with contextlib.suppress(ConnectionClosed):
+                async for text in socket:
+                    self._hear(decode_from_broker(text))
+            beating.cancel()
 
     def _send(self, message: FromAgent) -> None:
-        socket = self._socket
-        if socket is not None and not self._is_hushed:
-            with contextlib.suppress(ConnectionClosed):
-                socket.send(encode(message).decode())
+        loop, socket = self._loop, self._socket
+        if loop is not None and socket is not None and not self._is_hushed:
+            text = encode(message).decode()
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(lambda: loop.create_task(_say(socket, text)))
 
-    def _beat(self, over: threading.Event, every_seconds: float) -> None:
-        while not over.wait(every_seconds):
+    async def _beat(self, every_seconds: float) -> None:
+        while True:
+            await asyncio.sleep(every_seconds)
             self._send(Heartbeat(epoch=self._epoch))
 
-    def _hear(self, socket: ClientConnection, over: threading.Event) -> None:
-        with contextlib.suppress(ConnectionClosed):
-            for text in socket:
-                match decode_from_broker(text):
-                    case Desired() as desired:
-                        self._obey(desired)
-                    case TakeScreenshot() as wish:
-                        self._show_screens(wish)
-        over.set()
+    def _hear(self, message: FromBroker) -> None:
+        match message:
+            case Desired() as desired:
+                self._obey(desired)
+            case TakeScreenshot() as wish:
+                self._show_screens(wish)
 
     def _obey(self, desired: Desired) -> None:
         with self._lock:
@@ -257,6 +272,11 @@ class PlayedServer:
         self._send(Screenshot(request=wish.request, pictures=pictures[::-1]))
 
 
+async def _say(socket: ClientConnection, text: str) -> None:
+    with contextlib.suppress(ConnectionClosed):
+        await socket.send(text)
+
+
 def _picture(wish: TakeScreenshot, size: tuple[int, int], *, primary: bool) -> Picture:
     screen = Image.new("RGB", size, "navy")
     screen.thumbnail((wish.max_width, wish.max_height))
@@ -269,7 +289,3 @@ def _picture(wish: TakeScreenshot, size: tuple[int, int], *, primary: bool) -> P
         primary=primary,
     )
 
-
-def facts_with_host(facts: Facts, **host: Any) -> Facts:
-    """Return facts whose machine differs."""
-    return replace(facts, host=msgspec.structs.replace(facts.host, **host))

@@ -47,9 +47,7 @@ RETRIES = 2
 
 
 def request(*, disable_retry: bool = False) -> SessionRequest:
-    return SessionRequest(
-        name="desk", owner="ann", type=Type.VIRTUAL, disable_retry=disable_retry
-    )
+    return SessionRequest(name="desk", owner="ann", type=Type.VIRTUAL, disable_retry=disable_retry)
 
 
 def in_stage(wanted: Stage) -> Session:
@@ -128,9 +126,7 @@ def test_a_late_or_foreign_report_changes_nothing(
     phase=st.none() | st.sampled_from(Phase),
     reachable=st.booleans(),
 )
-def test_what_is_seen_is_what_is_known(
-    before: Stage, phase: Phase | None, reachable: bool
-) -> None:
+def test_what_is_seen_is_what_is_known(before: Stage, phase: Phase | None, reachable: bool) -> None:
     session = in_stage(before)
     report = phase and Report(id="s", server_id="alpha", generation=1, phase=phase)
     state = rules.seen(session, report, reachable=reachable).state
@@ -228,9 +224,7 @@ class SessionMachine(RuleBasedStateMachine):
             id = f"s{number}" if number <= self.count else f"foreign-{number}"
             session = self.fleet.session(id)
             generation = max(0, (session.generation if session else 0) - behind)
-            running = Running(
-                session_id=id, generation=generation, owner="ann", type=Type.VIRTUAL
-            )
+            running = Running(session_id=id, generation=generation, owner="ann", type=Type.VIRTUAL)
             report = Report(id=id, server_id=signed, generation=generation, phase=phase)
             observed.append(Observed(report=report, running=running if runs else None))
         changes = take_observed(self.fleet, server_id, observed, self.now, retries=RETRIES)

@@ -1,7 +1,8 @@
-"""The real clock, ids and keys."""
+"""The real clock, ids, keys and ports."""
 
 from __future__ import annotations
 
+import contextlib
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -11,6 +12,7 @@ from uuid import UUID
 import pytest
 
 from deskfleet.errors import SetupFailed
+from deskfleet.listener import bind, port_of
 from deskfleet.system import KeyFileSigner, SystemClock, SystemIds, open_key_file, sync_folder
 
 
@@ -96,3 +98,26 @@ def test_only_a_folder_can_be_synced(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError):
         sync_folder(tmp_path / "file")
+
+
+class TestBinding:
+    """A port that can't be had is found out first, and said in one sentence."""
+
+    def test_a_free_one(self) -> None:
+        with contextlib.closing(bind("127.0.0.1", 0, "tests")) as bound:
+            assert port_of(bound) > 0
+            assert not bound.getblocking()
+
+    def test_one_that_is_taken(self) -> None:
+        with contextlib.closing(bind("127.0.0.1", 0, "tests")) as bound:
+            with pytest.raises(SetupFailed) as caught:
+                bind("127.0.0.1", port_of(bound), "others")
+            assert f"port {port_of(bound)} for others is taken" in caught.value.message
+
+    @pytest.mark.parametrize(
+        ("host", "port"), [("127.0.0.1", 70_000), ("127.0.0.1", -1), ("192.0.2.1", 0)]
+    )
+    def test_one_that_is_none(self, host: str, port: int) -> None:
+        with pytest.raises(SetupFailed, match=f"port {port} for tests") as caught:
+            bind(host, port, "tests")
+        assert len(caught.value.message.splitlines()) == 1

@@ -26,7 +26,7 @@ from deskfleet.errors import DeskfleetError, Missing, ProtocolError, Unavailable
 from deskfleet.ports import Clock, SessionDriver
 from deskfleet.wire.link import AgentLink
 from deskfleet.wire.messages import (
-    MAX_MESSAGE_BYTES,
+    MAX_SET_BYTES,
     Desired,
     Message,
     Refusal,
@@ -127,7 +127,7 @@ class Uplink:
             ssl=self._door.context,
             additional_headers={"Authorization": f"Bearer {token}"},
             compression=None,
-            max_size=MAX_MESSAGE_BYTES,
+            max_size=MAX_SET_BYTES,
             open_timeout=CONNECT_SECONDS,
             close_timeout=CLOSE_SECONDS,
             ping_interval=None,

@@ -183,6 +183,7 @@ async def _parts(
         timedelta(seconds=settings.delete_session_duration_seconds),
         settings.seconds_before_deleting_unreachable_dcv_server,
         max(token_life, oauth.TOKEN_LIFE),
+        settings.seconds_before_deleting_sessions_unreachable_server,
     )
     housekeeping = Housekeeping(replica, liveness, placing, clock, me, retention)
     http = httpx.AsyncClient(verify=client_context(tls.ca_file))

@@ -86,8 +86,6 @@ class Session(Frozen, frozen=True, tag="session"):
     """Found running on its server; we did not create it."""
     ended_at: Instant | None = None
     """Set once, when nothing of it is left: the session is DELETED."""
-    forgotten: bool = False
-    """Deleted by force: its server was not asked to end it."""
     reason: str | None = None
 
 

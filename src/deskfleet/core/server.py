@@ -88,6 +88,9 @@ def unavailability(
         return Unavailability.UNHEALTHY_DCV_SERVER
     if facts.foreign_user is not None:
         return Unavailability.EXISTING_LOGGED_IN_USER
+    if not facts.types:
+        # Its agent can reach it, finds no fault with it, and yet names nothing that it runs.
+        return Unavailability.UNKNOWN
     return Unavailability.SERVER_FULL if is_full(facts, seats) else None
 
 

@@ -22,7 +22,11 @@ VERSION = 1
 """Of this protocol. A broker refuses a hello of another version."""
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
-"""Screenshots and full sets of some ten thousand sessions fit."""
+"""Of what an agent says. Screenshots and full sets of some ten thousand sessions fit."""
+
+MAX_SET_BYTES = 64 * 1024 * 1024
+"""Of what a broker says: a desired set holds the permissions files of all sessions that are to run
+on a server, and a thousand of the longest fit."""
 
 
 class Observed(Frozen, frozen=True):
@@ -122,15 +126,15 @@ def encode(message: Message) -> bytes:
 
 
 def decode_from_agent(line: bytes | str) -> FromAgent:
-    return _decode(_from_agent, line)
+    return _decode(_from_agent, line, MAX_MESSAGE_BYTES)
 
 
 def decode_from_broker(line: bytes | str) -> FromBroker:
-    return _decode(_from_broker, line)
+    return _decode(_from_broker, line, MAX_SET_BYTES)
 
 
-def _decode(decoder: msgspec.json.Decoder[T], line: bytes | str) -> T:
-    if len(line) > MAX_MESSAGE_BYTES:
+def _decode(decoder: msgspec.json.Decoder[T], line: bytes | str, limit: int) -> T:
+    if len(line) > limit:
         raise ProtocolError("a message is larger than the limit")
     try:
         return decoder.decode(line)

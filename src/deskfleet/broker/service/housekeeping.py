@@ -17,10 +17,11 @@ from itertools import islice
 from deskfleet.broker.service.liveness import Liveness
 from deskfleet.broker.service.placing import Placing
 from deskfleet.broker.service.replica import Replica
+from deskfleet.broker.service.silence import Silence
 from deskfleet.broker.service.signing_keys import outlived
-from deskfleet.core.change import Change, ChangeSet, Drop, Put
+from deskfleet.core.change import Change, ChangeSet, Check, Drop, Put
 from deskfleet.core.records import Broker, Facts, Link, Report, Server, Session, SigningKey
-from deskfleet.core.session import replace
+from deskfleet.core.session import end, replace
 from deskfleet.errors import Unavailable
 from deskfleet.ports import Clock
 
@@ -40,6 +41,8 @@ class Retention:
     silent_servers_seconds: float
     tokens: timedelta = timedelta(days=1)
     """The longest life of a token that any of the fleet's keys signs."""
+    silent_sessions_seconds: float | None = None
+    """When the sessions of a silent server end; never where it is None."""
 
 
 class Housekeeping:
@@ -59,7 +62,8 @@ class Housekeeping:
         self._clock = clock
         self._broker = broker
         self._retention = retention
-        self._silent_since: dict[str, float] = {}
+        self._silence = Silence(replica, liveness, clock)
+        self._frozen = False
         self._poked = asyncio.Event()
         self._retired = False
 
@@ -129,8 +133,11 @@ class Housekeeping:
             reported = self._fleet.revision_of(Report, session.id)
             if reported:
                 changes.append(Drop("report", session.id, reported))
-        for server_id in self._silent_servers():
-            changes += self._forget_server(server_id)
+        self._silence.look()
+        for server_id in self._silence.of_at_least(self._retention.silent_servers_seconds):
+            if not self._fleet.seats(server_id).taken:
+                changes += self._forget_server(server_id)
+        changes += self._end_silent_sessions()
         changes += [
             Drop("signing-key", key.id, self._fleet.revision_of(SigningKey, key.id))
             for key in outlived(self._fleet, self._clock.now(), self._retention.tokens)
@@ -153,21 +160,29 @@ class Housekeeping:
             changes.append(Put(ended, fleet.revision_of(Link, server_id)))
         return changes
 
-    def _silent_servers(self) -> list[str]:
-        """Return the empty servers that have been silent for too long, by our own clock."""
-        now = self._clock.monotonic()
-        silent = {
-            server.id: self._silent_since.get(server.id, now)
-            for server in self._fleet.each(Server)
-            if not self._liveness.is_reachable(server.id)
-        }
-        self._silent_since = silent
-        limit = self._retention.silent_servers_seconds
-        return [
-            server_id
-            for server_id, since in silent.items()
-            if now - since >= limit and not self._fleet.seats(server_id).taken
+    def _end_silent_sessions(self) -> list[Change]:
+        """Return what ends the sessions of servers that have been silent for too long."""
+        limit = self._retention.silent_sessions_seconds
+        silent = [] if limit is None else self._silence.of_at_least(limit)
+        occupied = [id for id in silent if self._fleet.seats(id).taken]
+        frozen = bool(occupied) and self._silence.is_mass()
+        if frozen and not self._frozen:
+            log.error("sessions.kept", extra={"reason": "most servers vanished together"})
+        self._frozen = frozen
+        changes: list[Change] = []
+        for server_id in [] if frozen else occupied:
+            if len(changes) < SWEEP_BATCH:
+                changes += self._end_sessions_on(server_id, f"its server was silent for {limit} s")
+        return changes
+
+    def _end_sessions_on(self, server_id: str, reason: str) -> list[Change]:
+        fleet, now = self._fleet, self._clock.now()
+        ended: list[Change] = [
+            Put(end(session, now, reason), fleet.revision_of(Session, session.id))
+            for session in fleet.sessions_on(server_id)
         ]
+        # A server that is heard again in this moment keeps its sessions.
+        return [Check("link", server_id, fleet.revision_of(Link, server_id)), *ended]
 
 
 Poke = Callable[[Broker], Awaitable[None]]

@@ -158,7 +158,7 @@ def desires(fleet: Fleet, server_id: str, observed: Sequence[Observed]) -> tuple
     """
     wanted = {
         session.id: Desire(
-            spec=_spec(session, session.generation),
+            spec=_spec(session, session.generation, session.intent),
             intent=session.intent,
             started=has_run(session, fleet.report(session.id)),
         )
@@ -169,9 +169,14 @@ def desires(fleet: Fleet, server_id: str, observed: Sequence[Observed]) -> tuple
         session = fleet.session(report.id)
         if session is None or report.phase not in ALIVE or report.id in wanted:
             continue
-        wanted[report.id] = Desire(spec=_spec(session, report.generation), intent=Intent.STOP)
+        spec = _spec(session, report.generation, Intent.STOP)
+        wanted[report.id] = Desire(spec=spec, intent=Intent.STOP)
     return tuple(wanted.values())
 
 
-def _spec(session: Session, generation: int) -> SessionSpec:
-    return SessionSpec(session_id=session.id, generation=generation, request=session.request)
+def _spec(session: Session, generation: int, intent: Intent) -> SessionSpec:
+    request = session.request
+    if intent is Intent.STOP and request.permissions_file is not None:
+        # By far the longest part of a set, and of no use to what is to end.
+        request = replace(request, permissions_file=None)
+    return SessionSpec(session_id=session.id, generation=generation, request=request)

@@ -187,7 +187,12 @@ class Sessions:
             if session is None or rules.stage(session) is Stage.ENDED:
                 answers.append(Refusal(NO_SUCH_SESSION))
                 continue
-            refusal = _check_permissions(update.permissions_file)
+            # Nothing is not an empty file, which would shut everybody out.
+            refusal = (
+                _check_permissions(update.permissions_file)
+                if update.permissions_file
+                else Refusal("PermissionsFile is required.")
+            )
             answers.append(refusal)
             if refusal is None:
                 request = rules.replace(session.request, permissions_file=update.permissions_file)

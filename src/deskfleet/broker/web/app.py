@@ -7,6 +7,7 @@ often, is settled before anything is read; what happened is logged in one line.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -72,10 +73,7 @@ def agent_app(house: House, limits: Limits) -> Door:
 
 def _app(guard: Guard, routes: Iterable[Route], *more: BaseRoute) -> Door:
     guarded = {(route.method, route.path): guard.around(route) for route in routes}
-    served = [
-        StarletteRoute(path, endpoint, methods=[method])
-        for (method, path), endpoint in guarded.items()
-    ]
+    served = [_served(method, path, endpoint) for (method, path), endpoint in guarded.items()]
     # The exception handlers are for what happens outside of a route.
     handlers: dict[Any, Any] = {
         404: lambda request, error: refusal(404, "there is nothing at this path"),
@@ -86,6 +84,14 @@ def _app(guard: Guard, routes: Iterable[Route], *more: BaseRoute) -> Door:
     app.router.redirect_slashes = False
     fixed = {where: endpoint for where, endpoint in guarded.items() if "{" not in where[1]}
     return Door(fixed, app)
+
+
+def _served(method: str, path: str, endpoint: Endpoint) -> StarletteRoute:
+    route = StarletteRoute(path, endpoint, methods=[method])
+    # A name may hold a line break, which `.` doesn't find, and end in one, which `$` passes over.
+    whole = route.path_regex.pattern.removesuffix("$") + r"\Z"
+    route.path_regex = re.compile(whole, re.DOTALL)
+    return route
 
 
 class Guard:

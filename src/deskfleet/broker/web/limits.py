@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Generator
-from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 
@@ -14,7 +12,6 @@ MAX_BODY_BYTES = 4 * 1024 * 1024
 """1,000 sessions with their permissions files fit."""
 
 MAX_FORM_BYTES = 64 * 1024
-
 
 BODY_SECONDS = 30.0
 
@@ -29,38 +26,11 @@ async def body_of(
             raise Invalid("a request body must not be compressed")
         if name == b"content-length" and (not value.isdigit() or int(value) > limit):
             raise TooLarge(f"a request body may have {limit} bytes")
-    receiving = _Begun(_received(request, limit))
-    if receiving.body is not None:
-        return receiving.body
     try:
         async with asyncio.timeout(seconds):
-            return await receiving
+            return await _received(request, limit)
     except TimeoutError as error:
         raise Invalid(f"the body did not arrive within {seconds:g} s") from error
-
-
-class _Begun:
-    """A reception that has come as far as it could without waiting.
-
-    Nearly every body has arrived together with its head; setting a clock for it costs more than
-    reading it.
-    """
-
-    def __init__(self, reception: Coroutine[Any, Any, bytes]) -> None:
-        self._reception = reception
-        self.body: bytes | None = None
-        try:
-            self._awaited = reception.send(None)
-        except StopIteration as end:
-            self.body = end.value
-
-    def __await__(self) -> Generator[Any, None, bytes]:
-        try:
-            yield self._awaited
-        except BaseException:
-            self._reception.close()
-            raise
-        return (yield from self._reception.__await__())
 
 
 async def _received(request: Request, limit: int) -> bytes:

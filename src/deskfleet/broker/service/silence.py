@@ -1,0 +1,51 @@
+"""Since when servers have been silent, by this broker's own monotonic clock.
+
+What is known here was seen by this broker and is lost with it: after a restart all silence begins
+anew, which only ever puts off what silence brings about.
+
+Law: many servers that fall silent together are a fault of the network, of the store or of the
+brokers, and no reason to end anything. `is_mass` tells so for as long as they are silent.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+
+from deskfleet.broker.service.liveness import Liveness
+from deskfleet.broker.service.replica import Replica
+from deskfleet.core.records import Server
+from deskfleet.ports import Clock
+
+TOGETHER_SECONDS = 60.0
+
+
+class Silence:
+    def __init__(self, replica: Replica, liveness: Liveness, clock: Clock) -> None:
+        self._fleet = replica.fleet
+        self._liveness = liveness
+        self._clock = clock
+        self._since: dict[str, float] = {}
+        self._reachable = 0
+
+    def look(self) -> None:
+        """Take notice of who is silent now."""
+        now = self._clock.monotonic()
+        servers = [server.id for server in self._fleet.each(Server)]
+        silent = [id for id in servers if not self._liveness.is_reachable(id)]
+        self._since = {id: self._since.get(id, now) for id in silent}
+        self._reachable = len(servers) - len(silent)
+
+    def of_at_least(self, seconds: float) -> list[str]:
+        """Return the servers that have been silent for so long."""
+        now = self._clock.monotonic()
+        return [id for id, since in self._since.items() if now - since >= seconds]
+
+    def is_mass(self) -> bool:
+        """Tell whether more than half of the servers that were heard vanished within a minute."""
+        since = sorted(self._since.values())
+        for first, began in enumerate(since):
+            vanished = bisect_right(since, began + TOGETHER_SECONDS) - first
+            heard_before = self._reachable + len(since) - first
+            if vanished * 2 > heard_before:
+                return True
+        return False
