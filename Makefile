@@ -4,10 +4,10 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup up test bench torture lock clean
+.PHONY: help setup up test conformance bench torture lock clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
 setup: ## set up what `make up` needs, and nothing else
 	@scripts/setup run
@@ -24,6 +24,12 @@ test: ## set up, check the sources, run the tests
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 	.venv/bin/pytest $(ARGS)
+
+conformance: ## hold a broker to the documented API: its own, or URL=… CLIENT_ID=… CLIENT_PASSWORD_FILE=… CA=…
+	@scripts/setup test
+	@CONFORMANCE_URL='$(URL)' CONFORMANCE_CLIENT_ID='$(CLIENT_ID)' CONFORMANCE_CA='$(CA)' \
+	    CONFORMANCE_CLIENT_PASSWORD_FILE='$(CLIENT_PASSWORD_FILE)' \
+	    .venv/bin/pytest -v -p no:randomly tests/conformance $(ARGS)
 
 bench: ## set up and measure
 	@scripts/setup test

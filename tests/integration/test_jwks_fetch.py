@@ -13,7 +13,7 @@ import uvloop
 from deskfleet.broker.web.jwks_fetch import MAX_BYTES, JwksFetch, refuse_inner
 from deskfleet.core.records import AuthServer
 from deskfleet.errors import Forbidden, Unavailable
-from support.auth_server import JwksServer, jwks_server, trusting
+from support.auth_server import NAME, JwksServer, jwks_server, trusting
 from support.builders import NOON
 
 
@@ -90,9 +90,11 @@ def test_the_certificate_must_have_the_name_that_was_asked_for(
         return ["127.0.0.1"]
 
     fetching = JwksFetch(lambda: trusting(tmp_path / "authority" / "ca.pem"), to_loopback)
-    assert fetch(fetching, server.url) == server.body
+    # The connection goes to the address that was judged, whatever others say of the name.
+    assert fetch(fetching, server.url.replace("localhost", NAME)) == server.body
+    assert server.hosts == [f"{NAME}:{port_of(server.url)}"]
     with pytest.raises(Unavailable, match="can't be reached"):
-        fetch(fetching, server.url.replace("localhost", "login.example"))
+        fetch(fetching, server.url.replace("localhost", "other.example"))
     assert server.asked == 1
 
 

@@ -8,10 +8,8 @@ law that guards against it is missing, or is not looked at.
 from __future__ import annotations
 
 import asyncio
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -19,7 +17,7 @@ from hypothesis import Phase as Stretch
 
 from deskfleet.agent.journal import Journal
 from deskfleet.agent.loop import FINAL, Loop
-from deskfleet.broker.service import convergence, observing, placing
+from deskfleet.broker.service import convergence, observing
 from deskfleet.broker.service.housekeeping import Housekeeping
 from deskfleet.broker.service.observing import Fence
 from deskfleet.broker.service.replica import Replica
@@ -28,20 +26,26 @@ from deskfleet.broker.stores import settlement
 from deskfleet.core import session as rules
 from deskfleet.core.change import ABSENT, ChangeSet, Check, Put
 from deskfleet.core.fleet import Fleet
-from deskfleet.core.records import Facts, Link, Phase, Report, Server, Session, SessionRequest, Type
+from deskfleet.core.records import (
+    Facts,
+    Link,
+    Phase,
+    Report,
+    Revision,
+    Server,
+    Session,
+)
 from deskfleet.ports import SessionSpec
 from deskfleet.wire.link import AgentLink
 from deskfleet.wire.messages import Desire, Desired, FromBroker
-from support.fake_wire import Line
-from support.fleet_clients import Clients
+from support import fleet_stories as stories
 from support.fleet_laws import LawBroken
-from support.fleet_world import World, use_fake_wire
-from test_fleet_laws import MEMORY, FleetMachine, run
+from support.fleet_machine import FleetMachine, run
+from support.fleet_stories import Story, tell
+from support.fleet_world import use_fake_wire
 
 T = TypeVar("T")
 Planting = Callable[[pytest.MonkeyPatch], None]
-
-Story = Callable[[World, Clients], None]
 
 
 @dataclass(frozen=True)
@@ -64,135 +68,7 @@ def planted(name: str, story: Story | None = None) -> Callable[[Planting], Plant
     return plant
 
 
-def desk(owner: str = "ann", type: Type = Type.VIRTUAL, wish: str | None = None) -> SessionRequest:
-    return SessionRequest(name="desk", owner=owner, type=type, requirements=wish)
-
-
-def only_session(world: World) -> Session:
-    [session] = world.auditor.truth.each(Session)
-    return session
-
-
-def line_of(world: World, server_id: str) -> Line:
-    return next(line for line in world.lines if line.server_id == server_id and line.is_whole)
-
-
-# Stories
-
-
-def a_report_comes_late(world: World, clients: Clients) -> None:
-    """A report that was under way while the agent moved to another broker arrives at the first."""
-    world.pokes_arrive = False
-    old = line_of(world, "alpha")
-    old.up.held = True
-    world.begin_foreign("alpha", "ann", Type.VIRTUAL)
-    world.loop.advance(0.1)
-    old.cut(agent=True, broker=False)
-    world.loop.advance(2)
-    old.up.swallowed = False
-    old.flush()
-
-
-def it_fails_and_comes_back(world: World, clients: Clients) -> None:
-    """A start fails, the session is placed on the same server again, and an old report comes."""
-    gamma = world.hosts["gamma"]
-    gamma.next_starts.extend(["fail", "hang"])
-    clients.create(world.brokers["b1"], [desk(wish="tag:zone = 'b'")])
-    world.loop.advance(1)
-    assert only_session(world).generation == 2
-    for text in world.said("gamma"):
-        line_of(world, "gamma").up.inject(text)
-
-
-def two_brokers_race(world: World, clients: Clients) -> None:
-    """Two brokers place in the same last seat; one of them is slow."""
-    slow, fast = world.brokers["b1"], world.brokers["b2"]
-    slow.commits.holds_writes = True
-    clients.create(slow, [desk(wish="tag:zone = 'b'")])
-    world.check()
-    clients.create(fast, [desk(wish="tag:zone = 'b'")])
-    world.check()
-    slow.commits.resume()
-
-
-def adopted_meanwhile(world: World, clients: Clients) -> None:
-    """A session is found on a server while one is being placed there."""
-    node = world.brokers["b1"]
-    node.commits.holds_writes = True
-    world.begin_foreign("gamma", "bob", Type.CONSOLE)
-    world.loop.advance(0.1)
-    clients.create(node, [desk(wish="tag:zone = 'b'")])
-    world.check()
-    node.commits.resume()
-
-
-def told_twice(world: World, clients: Clients) -> None:
-    """An agent hears an old desired set after a start has failed there and was moved elsewhere."""
-    for host in world.hosts.values():
-        host.next_starts.append("fail")
-    clients.create(world.brokers["b1"], [desk()])
-    world.loop.advance(1)
-    first = only_session(world).tried[0]
-    for text in world.told(first):
-        line_of(world, first).down.inject(text)
-
-
-def killed_before_it_is_heard(world: World, clients: Clients) -> None:
-    """A session begins and dies; its agent is killed before anybody hears of it."""
-    line = line_of(world, "gamma")
-    clients.create(world.brokers["b1"], [desk(wish="tag:zone = 'b'")])
-    line.up.held = True
-    world.loop.advance(0.1)
-    assert world.hosts["gamma"].running
-    line.cut()
-    world.reboot("gamma")
-    world.start_agent("gamma")
-
-
-def reinstalled(world: World, clients: Clients) -> None:
-    """A machine comes back without its sessions, and without any memory of them."""
-    clients.create(world.brokers["b1"], [desk(wish="tag:zone = 'b'")])
-    world.loop.advance(1)
-    world.lose_journal("gamma")
-    world.reboot("gamma")
-    world.start_agent("gamma")
-
-
-def it_will_not_stop(world: World, clients: Clients) -> None:
-    """A session is deleted, and the first attempt to stop it fails."""
-    clients.create(world.brokers["b1"], [desk()])
-    world.loop.advance(1)
-    session = only_session(world)
-    assert session.server_id is not None
-    world.hosts[session.server_id].next_stops.append("break")
-    clients.delete(world.brokers["b2"], session.id, "ann", force=False)
-
-
-def greeted_twice(world: World, clients: Clients) -> None:
-    """A new server is greeted by two brokers at once, for its first hello took long."""
-    world.kill_agent("gamma")
-    world.loop.advance(400)
-    for broker in world.brokers.values():
-        broker.commits.holds_writes = True
-    world.start_agent("gamma", first="b2")
-    world.loop.advance(15)
-    for broker in world.brokers.values():
-        broker.commits.resume()
-    world.check()
-
-
-def it_goes_dark(world: World, clients: Clients) -> None:
-    """A machine loses its power."""
-    world.kill_agent("gamma")
-    world.loop.advance(60)
-    for node in world.brokers.values():
-        world.verdict.must(not node.liveness.is_reachable("gamma"), "gamma counts as reachable")
-
-
-# Bugs
-
-
-@planted("a link that was superseded may still write", a_report_comes_late)
+@planted("a link that was superseded may still write", stories.a_report_comes_late)
 def _(patch: pytest.MonkeyPatch) -> None:
     def check(fence: Fence, fleet: Fleet) -> Check:
         return Check("link", fence.server_id, fleet.revision_of(Link, fence.server_id))
@@ -200,7 +76,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Fence, "check", check)
 
 
-@planted("a report of an older generation is taken for this one", it_fails_and_comes_back)
+@planted("a report of an older generation is taken for this one", stories.it_fails_and_comes_back)
 def _(patch: pytest.MonkeyPatch) -> None:
     _about(patch, lambda report, session: report.server_id == session.server_id)
 
@@ -215,21 +91,25 @@ def _about(patch: pytest.MonkeyPatch, is_about: Callable[[Report, Session], bool
         patch.setattr(module, "is_about", is_about)
 
 
-@planted("placing does not guard the seats with the server's revision", two_brokers_race)
+@planted("placing does not guard the seats with the server's revision", stories.two_brokers_race)
 def _(patch: pytest.MonkeyPatch) -> None:
-    whole = placing._Decision.change_set
+    strict = Replica.commit
 
-    def change_set(decision: placing._Decision) -> ChangeSet:
-        return tuple(
-            change
-            for change in whole(decision)
-            if not (isinstance(change, Put) and isinstance(change.record, Server))
+    async def commit(replica: Replica, change_set: ChangeSet) -> Revision:
+        return await strict(
+            replica,
+            tuple(
+                change
+                for change in change_set
+                if not (isinstance(change, Put) and isinstance(change.record, Server))
+                or replica.fleet.server(change.record.id) is None
+            ),
         )
 
-    patch.setattr(placing._Decision, "change_set", change_set)
+    patch.setattr(Replica, "commit", commit)
 
 
-@planted("adopting does not take seats", adopted_meanwhile)
+@planted("adopting does not take seats", stories.adopted_meanwhile)
 def _(patch: pytest.MonkeyPatch) -> None:
     whole = observing.take_observed
 
@@ -243,7 +123,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(convergence, "take_observed", take_observed)
 
 
-@planted("an agent listens to desired sets of older links and serials", told_twice)
+@planted("an agent listens to desired sets of older links and serials", stories.told_twice)
 def _(patch: pytest.MonkeyPatch) -> None:
     strict = AgentLink.receive
 
@@ -254,7 +134,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(AgentLink, "receive", receive)
 
 
-@planted("the journal does not reach the disk", killed_before_it_is_heard)
+@planted("the journal does not reach the disk", stories.killed_before_it_is_heard)
 def _(patch: pytest.MonkeyPatch) -> None:
     def write(journal: Journal, session_id: str, entry: Any) -> None:
         if entry is None:
@@ -265,7 +145,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Journal, "write", write)
 
 
-@planted("a session that is known to have run is begun again", reinstalled)
+@planted("a session that is known to have run is begun again", stories.reinstalled)
 def _(patch: pytest.MonkeyPatch) -> None:
     careful = Loop._take_on
 
@@ -275,7 +155,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Loop, "_take_on", take_on)
 
 
-@planted("the end of a session is noted before it is stopped", it_will_not_stop)
+@planted("the end of a session is noted before it is stopped", stories.it_will_not_stop)
 def _(patch: pytest.MonkeyPatch) -> None:
     careful = Loop._stop
 
@@ -335,7 +215,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Replica, "catch_up", catch_up)
 
 
-@planted("the store takes a record for absent without looking", greeted_twice)
+@planted("the store takes a record for absent without looking", stories.greeted_twice)
 def _(patch: pytest.MonkeyPatch) -> None:
     strict = settlement._first_lost
 
@@ -358,6 +238,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
         [first, *others] = strict(fleet, server_id, *rest)
         old = fleet.link(server_id)
         if old is not None:
+            assert isinstance(first, Put)
             first = Put(rules.replace(first.record, epoch=old.epoch), first.expect)
         return [first, *others]
 
@@ -399,7 +280,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Fleet, "_reindex_facts", forgetful)
 
 
-@planted("a server that is lost is never marked as lost", it_goes_dark)
+@planted("a server that is lost is never marked as lost", stories.it_goes_dark)
 def _(patch: pytest.MonkeyPatch) -> None:
     async def mark_lost(links: convergence.Links, server_id: str, epoch: int) -> None: ...
 
@@ -412,19 +293,6 @@ def test_nothing_is_found_without_a_bug(story: Story, monkeypatch: pytest.Monkey
     tell(story)
 
 
-def tell(story: Story) -> None:
-    """Let a story happen, and the fleet come to rest after it."""
-    with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder:
-        world = World(Path(folder))
-        try:
-            story(world, Clients(world))
-            world.check()
-            world.heal()
-            world.rest()
-        finally:
-            world.close()
-
-
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", list(PLANTED))
 def test_a_planted_bug_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -432,10 +300,7 @@ def test_a_planted_bug_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> N
     use_fake_wire(monkeypatch)
     bug.plant(monkeypatch)
     with pytest.raises(LawBroken):
-        if bug.story is not None:
-            tell(bug.story)
-        else:
-            drive()
+        drive() if bug.story is None else tell(bug.story)
 
 
 def drive() -> None:

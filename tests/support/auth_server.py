@@ -24,6 +24,9 @@ from deskfleet.certificates import (
 )
 from deskfleet.system import SystemClock
 
+NAME = "login.example"
+"""What the server's certificate calls it, too; no resolver knows it."""
+
 PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 
 
@@ -79,7 +82,8 @@ def jwks_server(folder: Path) -> Iterator[tuple[JwksServer, Path]]:
     """Run a server on loopback; yield it with the file of the authority that vouches for it."""
     clock = SystemClock()
     authority = ensure_authority(folder, clock)
-    certificate, key = ensure_server_certificate(authority, folder, "jwks", clock, machine_names())
+    names = machine_names(extra=[NAME])
+    certificate, key = ensure_server_certificate(authority, folder, "jwks", clock, names)
     http = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
     state = JwksServer(f"https://localhost:{http.server_address[1]}/.well-known/jwks.json")
 

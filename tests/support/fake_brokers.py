@@ -62,6 +62,7 @@ class FakeCommits:
         """`busy`: nothing is written; `before` and `after`: the store is gone, and the change set
         was not, or was, written."""
         self.failed = False
+        self.lost_races = 0
         self._store = store
         self._author = author
         self._witness = witness
@@ -140,6 +141,7 @@ class FakeCommits:
             raise StoreFailed("the store is gone")
         outcome = self._store.commit([change_set])[0]
         if isinstance(outcome, Lost):
+            self.lost_races += 1
             raise Stale(f"{outcome.key} has changed")
         self._witness.committed(self._author, change_set, outcome)
         if fault == "after":

@@ -20,7 +20,8 @@ from deskfleet.agent.identity import Identity
 from deskfleet.agent.journal import Entry, Journal
 from deskfleet.agent.loop import Loop
 from deskfleet.agent.uplink import Uplink
-from deskfleet.core.records import Facts, Host as Machine, Os, Phase, Type
+from deskfleet.core.records import Facts, Os, Phase, Type
+from deskfleet.core.records import Host as Machine
 from deskfleet.core.session import replace
 from deskfleet.errors import StartFailed, Unavailable
 from deskfleet.ports import Picture, Running, SessionSpec
@@ -41,7 +42,7 @@ class Host:
         self.busy: set[str] = set()
         self.hung: dict[str, asyncio.Future[str]] = {}
         self.next_starts: deque[str] = deque()
-        """Each `fail`, `hang`, `break`, `die` (before the start has returned) or `die-soon` (after it);
+        """Each `fail`, `hang`, `break`, `die` (before the start returns) or `die-soon` (after);
         without any a start succeeds at once."""
         self.next_stops: deque[str] = deque()
         """Each `hang` or `break`."""

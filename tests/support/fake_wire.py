@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TypeAlias
+from typing import Self, TypeAlias
 
 from starlette.websockets import WebSocketDisconnect
 from websockets.exceptions import ConnectionClosedError
@@ -181,7 +181,7 @@ class AgentEnd:
     def __init__(self, line: Line) -> None:
         self._line = line
 
-    async def __aenter__(self) -> AgentEnd:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -71,7 +71,7 @@ class Auditor:
         self._runs_on = runs_on
         """Tells whether a session runs on a server, whatever anybody says."""
         self._ran: dict[str, int] = {}
-        self._places: dict[tuple[str, int], str] = {}
+        self.places: dict[tuple[str, int], str] = {}
         self._state: dict[str, State] = {}
 
     def has_run(self, session_id: str) -> bool:
@@ -171,7 +171,7 @@ class Auditor:
             self._check_step(old, new, fence)
         place = new.server_id
         if place is not None:
-            first = self._places.setdefault((new.id, new.generation), place)
+            first = self.places.setdefault((new.id, new.generation), place)
             self._must(first == place, f"{new.id} is on {first} and on {place} at once")
         self.known.add(new.id)
         self.permissions.setdefault(new.id, []).append(new.request.permissions_file)
@@ -226,7 +226,7 @@ class Auditor:
         for change in change_set:
             if isinstance(change, Put) and isinstance(change.record, Session):
                 session = session or (change.record if change.record.id == report.id else None)
-        about = session is not None and rules.is_about(report, session)
+        about = session is not None and is_about(report, session)
         self._must(about, f"a report of {report.id} is about another placement of it")
         if report.phase is Phase.RUNNING:
             self._ran[report.id] = report.generation
@@ -301,6 +301,11 @@ def _fence(change_set: ChangeSet) -> str | None:
         if isinstance(change, Put) and isinstance(change.record, Link) and change.record.up:
             return change.record.id
     return None
+
+
+def is_about(report: Report, session: Session) -> bool:
+    """Say it in words of our own: what is checked can't be the measure."""
+    return (report.server_id, report.generation) == (session.server_id, session.generation)
 
 
 def _entry(change: Change, revision: Revision) -> Stored | Tombstone:

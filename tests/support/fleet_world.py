@@ -2,8 +2,7 @@
 
 Everything that decides is the real thing; what is fake is the wire, the driver, the time, and the
 call of the store. The methods are what a test may let happen; after each, `check` raises
-`LawBroken` where any law has been broken. `heal` ends all faults, and then the fleet must come to
-rest: every session where it belongs, nothing running that nobody wants.
+`LawBroken` where any law has been broken. How it must all end is in `support.fleet_rest`.
 """
 
 from __future__ import annotations
@@ -20,14 +19,13 @@ from deskfleet.agent import uplink
 from deskfleet.broker.service import housekeeping
 from deskfleet.broker.stores.memory import MemoryStore
 from deskfleet.core.fleet import Fleet
-from deskfleet.core.placement import Placement, Tally, place
 from deskfleet.core.records import Broker, Link, Phase, Report, Session, Type
-from deskfleet.core.session import Stage, is_about, replace, stage
+from deskfleet.core.session import replace
 from deskfleet.errors import StoreFailed
 from deskfleet.ports import Running
 from deskfleet.wire.messages import Observation, Observed, encode
 from support import fake_hosts
-from support.fake_brokers import QUEUE, BrokerNode
+from support.fake_brokers import BrokerNode
 from support.fake_hosts import Agent, Host, facts_of
 from support.fake_wire import AgentEnd, Line, Said
 from support.fleet_laws import Auditor, LawBroken, Verdict, portrait
@@ -38,10 +36,8 @@ SERVERS = (
     ("alpha", "a", 2, 1, (Type.VIRTUAL,)),
     ("beta", "a", 3, 2, (Type.VIRTUAL, Type.CONSOLE)),
     ("gamma", "b", 1, 1, (Type.VIRTUAL, Type.CONSOLE)),
+    ("delta", "c", 1, 1, (Type.VIRTUAL,)),
 )
-REST_SECONDS = 420.0
-"""Within so much time all faults are forgotten: the longest wait between two attempts of an agent,
-the queue's limit, and a full report, one after the other."""
 
 OLDEST_REPLAY_SECONDS = 300.0
 """Well below the time for which ended sessions are kept."""
@@ -62,9 +58,7 @@ class CountedIds:
 
 
 class World:
-    def __init__(
-        self, folder: Path, *, brokers: int = 2, servers: int = 3, agents: bool = True
-    ) -> None:
+    def __init__(self, folder: Path, *, brokers: int = 2) -> None:
         self.loop = VirtualLoop()
         self.loop.connect = self.connect
         self.store = MemoryStore()
@@ -79,22 +73,24 @@ class World:
         self._runs: dict[str, asyncio.Task[None]] = {}
         self._lives = 0
         self._foreign = 0
+        self.lost_races = 0
         self._heard: dict[str, tuple[Said, Said]] = {
             server[0]: (deque(maxlen=40), deque(maxlen=40)) for server in SERVERS
         }
-        self.hosts = {
-            server[0]: Host(facts_of(*server), folder, self.verdict) for server in SERVERS[:servers]
-        }
+        self._folder = folder
+        self.hosts: dict[str, Host] = {}
+        for name in ("alpha", "beta", "gamma"):
+            self.add_host(name)
         for slot in self.slots:
             self.start_broker(slot)
         self.loop.settle()
-        for host in self.hosts if agents else ():
-            self.start_agent(host)
+        for name in self.hosts:
+            self.start_agent(name)
         self.loop.advance(1)
 
     def close(self) -> None:
-        for node in self.brokers.values():
-            node.commits.paused = True
+        for slot in list(self.brokers):
+            self.crash_broker(slot, silently=True)
         for name in list(self.agents):
             self.kill_agent(name)
         for name in list(self.loop.tasks):
@@ -127,6 +123,7 @@ class World:
         if node is None:
             return
         node.commits.paused = True
+        self.lost_races += node.commits.lost_races
         for line in self._lines_of(node):
             line.cut(agent=not silently)
         self.loop.kill(node.name)
@@ -166,14 +163,15 @@ class World:
         """Look at what a broker died of."""
         if run.cancelled() or (death := run.exception()) is None:
             return
-        store_failed, unknown = None, death
-        if isinstance(death, BaseExceptionGroup):
-            store_failed, unknown = death.split(StoreFailed)
-        elif isinstance(death, StoreFailed):
-            unknown = None
-        self.verdict.must(unknown is None, f"a broker died of {unknown!r} {store_failed!r}")
+        deaths = death if isinstance(death, BaseExceptionGroup) else BaseExceptionGroup("", [death])
+        _, unknown = deaths.split(StoreFailed)
+        self.verdict.must(unknown is None, f"a broker died of {unknown!r}")
 
     # Agents
+
+    def add_host(self, name: str) -> None:
+        [server] = [server for server in SERVERS if server[0] == name]
+        self.hosts[name] = Host(facts_of(*server), self._folder, self.verdict)
 
     def start_agent(self, name: str, *, first: str | None = None) -> None:
         if name in self.agents:
@@ -332,95 +330,6 @@ class World:
         except LawBroken as error:
             self.verdict.must(False, str(error))
 
-    # The end of all faults
-
-    def heal(self) -> None:
-        for host in self.hosts.values():
-            host.next_starts.clear()
-            host.next_stops.clear()
-            host.facts = replace(host.facts, unhealthy=None)
-        for slot in self.slots:
-            self.start_broker(slot)
-            self.brokers[slot].commits.next_fault = None
-            self.resume_broker(slot)
-        for line in self.lines:
-            line.flush()
-        for name in self.hosts:
-            self.start_agent(name)
-        self.check()
-
-    def rest(self) -> None:
-        """Let time pass until all is in order; raise where it never is."""
-        until = self.loop.seconds + REST_SECONDS
-        while troubles := self.troubles():
-            if self.loop.seconds >= until:
-                raise LawBroken("the fleet does not come to rest: " + "; ".join(troubles))
-            for name in self.hosts:
-                self.resolve(name, "ok")
-            for slot in self.slots:
-                # One that had lost its store may have died of it only now.
-                self.start_broker(slot)
-            self.loop.advance(15)
-            self.check()
-        self.compare()
-
-    def troubles(self) -> list[str]:
-        """Return what is not as it should be for ever."""
-        truth = self.auditor.truth
-        found = [why for session in truth.each(Session) if (why := self._trouble(session))]
-        found += [
-            f"the report of {report.id} is left over"
-            for report in truth.each(Report)
-            if truth.session(report.id) is None
-        ]
-        for host in self.hosts.values():
-            found += self._host_troubles(host)
-        return found
-
-    def _trouble(self, session: Session) -> str | None:
-        where = stage(session)
-        if where is Stage.ENDED:
-            return None
-        if where is Stage.STOPPING:
-            return f"{session.id} is still to be stopped"
-        if where is Stage.WAITING:
-            age = VirtualClock(self.loop).now() - session.created_at
-            waits = session.request.enqueue and age < QUEUE.wait + QUEUE.wait / 2
-            truth = self.auditor.truth
-            chance = place(session.request, truth, Tally(truth), reachable=self.is_linked)
-            fits = isinstance(chance, Placement)
-            return f"{session.id} waits: {chance}" if fits or not waits else None
-        report = self.auditor.truth.report(session.id)
-        if report is None or not is_about(report, session) or report.phase is not Phase.RUNNING:
-            return f"{session.id} does not become ready: {report}"
-        running = self.hosts[report.server_id].running.get(session.id)
-        if running is None or running.generation != session.generation:
-            return f"{session.id} is said to run, and does not: {running}"
-        return None
-
-    def _host_troubles(self, host: Host) -> list[str]:
-        found = []
-        for id in host.running:
-            session = self.auditor.truth.session(id)
-            if (
-                session is None
-                or stage(session) is not Stage.PLACED
-                or session.server_id != host.id
-            ):
-                found.append(f"{id} runs on {host.id}, and nobody wants it: {session}")
-        link = self.auditor.truth.get(Link, host.id)
-        if link is None or not link.up or not self.is_linked(host.id):
-            found.append(f"{host.id} is not linked: {link}")
-        if self.auditor.truth.server(host.id) is None or not self.auditor.truth.facts(host.id):
-            found.append(f"{host.id} is linked, and not known")
-        entries = self.agents[host.id].loop._journal.entries
-        found += [
-            f"{host.id} remembers {id} for ever: {entry.phase}"
-            for id, entry in entries.items()
-            if id not in host.running
-        ]
-        return found
-
 
 class _Connecting:
     def __init__(self, world: World, url: str, how: Mapping[str, Any]) -> None:
@@ -473,6 +382,7 @@ def use_fake_wire(monkeypatch: pytest.MonkeyPatch) -> None:
     def connect(url: str, **how: Any) -> Any:
         loop = asyncio.get_running_loop()
         assert isinstance(loop, VirtualLoop)
+        assert loop.connect is not None
         return loop.connect(url, **how)
 
     monkeypatch.setattr(uplink, "connect", connect)

@@ -105,7 +105,10 @@ def fleets(draw: st.DrawFn) -> Fleet:
     count = draw(st.integers(0, 4))
     for number in range(count):
         id = f"n{number}"
-        apply(fleet, [a_server(id), draw(facts(id)), a_link(id)])
+        is_open, is_up = draw(
+            st.sampled_from([(True, True), (True, True), (False, True), (True, False)])
+        )
+        apply(fleet, [a_server(id, open=is_open), draw(facts(id)), a_link(id, up=is_up)])
     for number, where in enumerate(draw(st.lists(st.integers(0, max(0, count - 1)), max_size=5))):
         session = a_session(f"s{number}", request=draw(requests()), server=f"n{where}")
         apply(fleet, [session])

@@ -41,8 +41,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self.seconds = 1000.0
         self.connect: Callable[..., Any] | None = None
         """How what runs in it reaches others."""
-        self.tasks: dict[str, set[asyncio.Task[Any]]] = {}
-        self.set_task_factory(self._task_of_node)
+        self.tasks: dict[str, dict[asyncio.Task[Any], None]] = {}
+        self._failed: list[tuple[str, asyncio.Task[Any]]] = []
+        self.set_task_factory(self._task_of_node)  # type: ignore[arg-type]  # 3.11 gives no name
         self.failures: list[str] = []
         self.set_exception_handler(self._unexpected)
 
@@ -74,13 +75,22 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def kill(self, name: str) -> None:
         """End all tasks of a node; whoever kills it has cut its ties to the world before."""
         for _ in range(50):
-            alive = [task for task in self.tasks.pop(name, set()) if not task.done()]
+            alive = [task for task in self.tasks.pop(name, {}) if not task.done()]
             for task in alive:
                 task.cancel()
             if not alive:
+                self._failed = [failed for failed in self._failed if failed[0] != name]
                 return
             self.settle()
         raise Spinning(f"{name} can't be ended")
+
+    def unheard(self) -> list[str]:
+        """Return the failures of tasks that nobody has asked for."""
+        return [
+            f"{name}: {task._exception!r}"
+            for name, task in self._failed
+            if task._log_traceback
+        ]
 
     async def _quiet(self) -> None:
         for _ in range(MOST_ROUNDS):
@@ -102,13 +112,20 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     ) -> asyncio.Task[Any]:
         task = asyncio.Task(work, loop=loop, context=context)
         name = node.get() if context is None else context.get(node, "test")
-        tasks = self.tasks.setdefault(name, set())
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
+        self.tasks.setdefault(name, {})[task] = None
+        task.add_done_callback(lambda done: self._done(name, done))
         return task
 
+    def _done(self, name: str, task: asyncio.Task[Any]) -> None:
+        self.tasks.get(name, {}).pop(task, None)
+        if task._exception is not None:
+            self._failed.append((name, task))
+
     def _unexpected(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        self.failures.append(f"{context.get('message')}: {context.get('exception')!r}")
+        message = str(context.get("message"))
+        # Asked for by `unheard`, for this comes whenever the garbage is collected.
+        if "never retrieved" not in message:
+            self.failures.append(f"{message}: {context.get('exception')!r}")
 
 
 class VirtualClock:

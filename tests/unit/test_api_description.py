@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from deskfleet.broker.web import shapes
+from deskfleet.broker.web.routes import client_routes
 from support import openapi
 
 # (method, path): tag, operationId, schema of the body, whether a body must come, schema of the
@@ -82,6 +83,24 @@ OPERATIONS: dict[tuple[str, str], tuple[str, str, str | None, bool, str]] = {
 
 API = openapi.description()
 
+REQUIRED_OF_REQUESTS = {
+    "CreateSessionRequestData": ["Name", "Owner", "Type"],
+    "DeleteSessionRequestData": ["SessionId", "Owner"],
+    "UpdateSessionPermissionsRequestData": ["SessionId", "Owner", "PermissionsFile"],
+    "GetSessionScreenshotRequestData": ["SessionId"],
+    "OpenServerRequestData": ["ServerId"],
+    "CloseServerRequestData": ["ServerId"],
+    "KeyValuePair": ["Key", "Value"],
+}
+"""As the developer guide has it."""
+
+
+class Anything:
+    """Stands for the handlers: the table is walked, nothing is called."""
+
+    def __getattr__(self, name: str) -> Any:
+        return name
+
 
 def structs() -> dict[str, type[msgspec.Struct]]:
     return {
@@ -105,6 +124,8 @@ def form(schema: dict[str, Any]) -> str:
 
 
 def span(schema: dict[str, Any]) -> str:
+    if "enum" in schema:
+        return f" {sorted(schema['enum'])}"
     if schema.get("format") in ("int32", "int64"):
         bits = int(schema["format"][3:]) - 1
         return f" {-(2**bits)}..{2**bits - 1}"
@@ -129,15 +150,38 @@ def test_a_schema_has_the_same_members_of_the_same_types_on_both_sides(name: str
     assert forms_of(openapi.schemas(API)[name]) == forms_of(coded[name])
 
 
+@pytest.mark.parametrize("name", sorted(structs()))
+def test_what_is_required_of_an_answer_is_always_there(name: str) -> None:
+    struct = structs()[name]
+    if issubclass(struct, shapes.Asked):
+        promised = REQUIRED_OF_REQUESTS.get(name, [])
+    else:
+        promised = [each.encode_name for each in msgspec.structs.fields(struct) if each.required]
+    assert openapi.schemas(API)[name].get("required", []) == promised
+
+
+@pytest.mark.parametrize("name", sorted(structs()))
+def test_what_refuses_unknown_members_says_so(name: str) -> None:
+    closed = openapi.schemas(API)[name].get("additionalProperties", True) is False
+    assert closed is structs()[name].__struct_config__.forbid_unknown_fields
+
+
 @pytest.mark.parametrize("name", sorted(openapi.schemas(API)))
-def test_no_described_member_is_required_and_only_sizes_are_nullable(name: str) -> None:
+def test_only_sizes_are_nullable(name: str) -> None:
     schema = openapi.schemas(API)[name]
     nullable = {member for member, each in schema["properties"].items() if each.get("nullable")}
-    assert "required" not in schema
     assert schema["type"] == "object"
     assert nullable == (
         {"MaxWidth", "MaxHeight"} if name == "GetSessionScreenshotRequestData" else set()
     )
+
+
+@pytest.mark.parametrize("name", sorted(openapi.schemas(API)))
+def test_lists_of_requests_have_the_limit_that_is_held_to(name: str) -> None:
+    if not issubclass(structs()[name], shapes.Asked):
+        return
+    for each in openapi.schemas(API)[name]["properties"].values():
+        assert each["type"] != "array" or each["maxItems"] == shapes.MAX_ENTRIES
 
 
 @pytest.mark.parametrize(("method", "path"), sorted(OPERATIONS))
@@ -176,11 +220,52 @@ def test_every_failure_is_described_as_an_error(method: str, path: str) -> None:
     assert {"400", "401", "429", "500", "503"} <= set(responses)
     for response in responses.values():
         shared = API["components"]["responses"][openapi.referred(response)]
-        assert openapi.referred(shared["content"]["application/json"]["schema"]) == "Error"
+        content = shared["content"]["application/json"]
+        assert openapi.referred(content["schema"]) == "Error"
+        assert openapi.violations(API, content["example"], "Error") == []
+
+
+@pytest.mark.parametrize(("method", "path"), sorted(OPERATIONS))
+def test_an_operation_has_an_example_that_is_true_to_it(method: str, path: str) -> None:
+    operation = API["paths"][path][method]
+    *_, body, _, answer = OPERATIONS[method, path]
+    ok = operation["responses"]["200"]["content"]["application/json"]
+    assert openapi.violations(API, ok["example"], answer) == []
+    if body is not None:
+        asked = operation["requestBody"]["content"]["application/json"]["example"]
+        name, entries = body.strip("[]"), asked if body.startswith("[") else [asked]
+        for entry in entries:
+            assert set(REQUIRED_OF_REQUESTS.get(name, [])) <= set(entry)
+            assert openapi.violations(API, entry, name) == []
+            assert msgspec.convert(entry, structs()[name])
+
+
+def test_the_links_lead_to_operations_with_parameters_that_they_have() -> None:
+    calls = {
+        call["operationId"]: call for item in API["paths"].values() for call in item.values()
+    }
+    for link in API["components"]["links"].values():
+        known = {one["name"] for one in calls[link["operationId"]]["parameters"]}
+        assert set(link["parameters"]) == known
+
+
+def test_every_route_for_clients_is_described_and_nothing_else() -> None:
+    routes = {
+        (route.method.lower(), route.path.replace(":path", ""))
+        for route in client_routes(*[Anything()] * 3)  # type: ignore[arg-type]
+    }
+    described = {(method, path) for path, item in API["paths"].items() for method in item}
+    assert routes - {("get", "/dcv-session-manager-api.yaml")} == described
 
 
 def test_the_strict_reader_throws_on_what_strict_clients_throw_on() -> None:
-    assert openapi.violations(API, {"Port": "8443"}, "Server") == []
-    assert openapi.violations(API, {"Port": 8443}, "Server")
-    assert openapi.violations(API, {"Endpoints": [{"Port": True}]}, "Server")
-    assert openapi.violations(API, {"Host": {"Os": {"Codename": "x"}}}, "Server")
+    def throws(value: Any, name: str = "Server", *, whole: bool = False) -> bool:
+        return bool(openapi.violations(API, value, name, whole=whole))
+
+    assert not throws({"Port": "8443", "Availability": "AVAILABLE"})
+    assert throws({"Port": 8443})
+    assert throws({"Endpoints": [{"Port": True}]})
+    assert throws({"Host": {"Os": {"Codename": "x"}}})
+    assert throws({"Availability": "PERHAPS"})
+    assert throws({"Port": "8443"}, whole=True)
+    assert not throws({"Owner": "x"}, "CreateSessionRequestData", whole=True)

@@ -202,6 +202,7 @@ class TestClaims:
             {"iat": NOW + 3600},
             {"nbf": NOW + 120},
             {"nbf": "now"},
+            {"nbf": True},
             {"token_use": "id"},
             {"client_id": None},
             {"client_id": 5},

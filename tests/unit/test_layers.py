@@ -35,7 +35,6 @@ BROAD_EXCEPTS = {
     "broker/stores/sql.py": "gives a connection back, and raises on",
     "broker/web/agents.py": "supervisor of one agent link",
     "broker/web/app.py": "supervisor of one request: nothing unexpected escapes",
-    "broker/web/limits.py": "closes a reception that has begun, and raises on",
     "cli/main.py": "the last supervisor of a command",
     "observe.py": "a log line never makes the program fail that logs it",
 }

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from collections.abc import Set as AbstractSet
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deskfleet.core import platforms
@@ -18,7 +18,7 @@ from deskfleet.core.records import Facts, Record, Server, SessionRequest, Type
 from deskfleet.core.requirements import Requirements
 from deskfleet.core.server import Seats, no_seat_for, unavailability
 from deskfleet.core.session import replace
-from support.builders import a_request, a_server, a_session, some_facts
+from support.builders import NOON, a_link, a_report, a_request, a_server, a_session, some_facts
 from support.fleets import OWNERS, REQUIREMENTS, apply, fleets, requests, server_ids, steps
 
 WORDS = {
@@ -111,6 +111,24 @@ def counted(refusal: Refusal, total: int) -> Counter[str]:
     return Counter({reason: int(count) for count, _, reason in parts})
 
 
+@pytest.mark.parametrize("looks", [LOOKS, (1,), ()])
+def test_who_is_to_be_avoided_is_the_last_resort_however_it_is_found(
+    looks: tuple[int, ...],
+) -> None:
+    fleet = Fleet()
+    apply(fleet, [record for id in ("n1", "n2") for record in (a_server(id), some_facts(id))])
+
+    def chosen(avoid: Collection[str]) -> Placement | Refusal:
+        tally = Tally(fleet)
+        return place(
+            a_request(), fleet, tally, reachable=lambda _id: True, avoid=avoid, looks=looks
+        )
+
+    assert chosen(()) == chosen(("n2",)) == chosen(("n1", "n2")) == Placement("n1")
+    assert chosen(("n1",)) == Placement("n2")
+
+
+@settings(deadline=None)
 @given(
     fleet=fleets(),
     wishes=st.lists(requests(), min_size=1, max_size=4),
@@ -236,6 +254,7 @@ def accepting(fleet: Fleet) -> set[tuple[str, int]]:
     }
 
 
+@settings(max_examples=200, deadline=None)
 @given(fleet=fleets(), happened=steps, cleared=st.booleans())
 def test_whoever_takes_what_it_did_not_take_before_is_in_the_ledger(
     fleet: Fleet, happened: list[Record | tuple[str, str]], cleared: bool
@@ -277,10 +296,48 @@ def test_candidates_are_the_registered_servers_in_rank_order(
         assert candidate.seats == fleet.seats(candidate.id)
 
 
-def test_what_only_moves_its_load_is_no_news_to_who_does_not_ask_for_it() -> None:
+FULL = some_facts(max_virtual_sessions=1)
+TAKEN = a_session(server="n1")
+
+
+@pytest.mark.parametrize(
+    ("happens", "improves", "moves"),
+    [
+        (replace(FULL, unhealthy="no X"), True, True),
+        (replace(FULL, host=replace(FULL.host, load=(2.0, 1.0, 1.0))), False, True),
+        (replace(FULL, host=replace(FULL.host, memory_used=1, swap_used=2)), False, True),
+        (replace(FULL, host=replace(FULL.host, memory_total=1)), True, True),
+        (a_server(placements=5), False, False),
+        (a_server(open=False), False, False),
+        (a_link(up=False), False, False),
+        (a_link(epoch=2), True, True),
+        (replace(TAKEN, ended_at=NOON), True, True),
+        (replace(TAKEN, server_id=None), True, True),
+        (replace(TAKEN, server_id="n2"), True, True),
+        (replace(TAKEN, request=a_request(owner="bob")), True, True),
+        (replace(TAKEN, request=a_request(permissions_file="x")), False, False),
+        (a_report(TAKEN), False, False),
+        (("session", "s1"), True, True),
+        (("link", "n1"), False, False),
+        (("facts", "n1"), False, False),
+    ],
+)
+def test_what_may_help_somebody_who_waits(
+    happens: Record | tuple[str, str], improves: bool, moves: bool
+) -> None:
     fleet = Fleet()
-    apply(fleet, [a_server(), some_facts(load=(1.0, 1.0, 1.0))])
+    apply(fleet, [a_server(), FULL, a_link(), TAKEN])
     improved, moved = fleet.candidates.improved.moment, fleet.candidates.moved.moment
-    apply(fleet, [some_facts(load=(2.0, 1.0, 1.0)), a_server(placements=1)])
-    assert fleet.candidates.improved.since(improved) == []
-    assert fleet.candidates.moved.since(moved) == ["n1"]
+    apply(fleet, [happens])
+    assert fleet.candidates.improved.since(improved) == (["n1"] if improves else [])
+    assert fleet.candidates.moved.since(moved) == (["n1"] if moves else [])
+
+
+def test_a_closed_server_that_opens_may_help() -> None:
+    fleet = Fleet()
+    apply(fleet, [a_server(open=False), FULL, a_link()])
+    improved = fleet.candidates.improved.moment
+    apply(fleet, [a_server(open=True)])
+    assert fleet.candidates.improved.since(improved) == ["n1"]
+    apply(fleet, [a_server(open=True, placements=1)])
+    assert fleet.candidates.improved.moment == improved + 1

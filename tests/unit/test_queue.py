@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deskfleet.core.change import Put, Stored
@@ -76,6 +76,25 @@ class TestOrder:
         server = fleet.server("n1")
         assert server is not None
         assert server.placements == 2
+
+    def test_the_limit_of_one_owner_is_not_anothers(self) -> None:
+        mine = [a_wish("a", owner="alice"), a_wish("b", 1, owner="alice")]
+        facts = some_facts(max_sessions_per_user=1)
+        fleet = a_fleet(*mine, a_wish("c", 2, owner="bob"), a_server(), facts)
+        one_pass(fleet)
+        assert waiting(fleet) == ["b"]
+
+    def test_a_newcomer_does_not_overtake_whom_a_late_pass_has_not_come_to(self) -> None:
+        picky = a_wish("a", requirements="tag:gpu = 'yes'")
+        fleet = a_fleet(picky, a_wish("b", 1), *one_server(1))
+        newcomer = a_wish("new", 2, requirements="server:Host.Os.Family = 'linux'")
+        assert not one_pass(fleet, is_late=lambda: True, commit=False).finished
+        first = one_pass(fleet, [newcomer], is_late=lambda: True)
+        assert (first.finished, first.outcomes) == (False, [])
+        assert waiting(fleet) == ["a", "b"]
+        second = one_pass(fleet, [newcomer], judged=first.judged, is_late=lambda: True)
+        assert waiting(fleet) == ["a"]
+        assert (second.finished, second.outcomes) == (False, [])
 
 
 class TestLimits:
@@ -164,6 +183,17 @@ class TestMemory:
         search(judged)
         assert asked == ["m7"]
 
+    def test_who_waits_for_less_load_looks_where_it_has_moved(self) -> None:
+        calm = "server:Host.CpuLoadAverage.OneMinute < 1"
+        fleet = a_fleet(a_wish("a", requirements=calm), a_server(), some_facts(load=(5.0, 0, 0)))
+        apply(fleet, [some_facts(load=(4.0, 0, 0))] * 5)
+        first = one_pass(fleet)
+        assert first.follows_load
+        apply(fleet, [some_facts(load=(0.5, 0, 0))])
+        one_pass(fleet, judged=first.judged)
+        assert waiting(fleet) == []
+
+    @settings(deadline=None)
     @given(fleet=fleets(), happened=st.lists(steps, max_size=4), late=st.booleans())
     def test_what_is_remembered_changes_no_decision(
         self, fleet: Fleet, happened: list[list[Record | tuple[str, str]]], late: bool
@@ -186,6 +216,7 @@ class TestMemory:
             if not late:
                 assert done._written == without._written
 
+    @settings(deadline=None)
     @given(fleet=fleets(), wishes=st.lists(requests(), max_size=6))
     def test_a_pass_that_is_late_leaves_no_older_one_behind(
         self, fleet: Fleet, wishes: list[SessionRequest]

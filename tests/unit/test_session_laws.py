@@ -11,7 +11,8 @@ from datetime import UTC, datetime, timedelta
 from itertools import product
 
 import pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     invariant,
@@ -128,7 +129,9 @@ def test_a_late_or_foreign_report_changes_nothing(
 )
 def test_what_is_seen_is_what_is_known(before: Stage, phase: Phase | None, reachable: bool) -> None:
     session = in_stage(before)
-    report = phase and Report(id="s", server_id="alpha", generation=1, phase=phase)
+    report = None
+    if phase is not None:
+        report = Report(id="s", server_id="alpha", generation=1, phase=phase)
     state = rules.seen(session, report, reachable=reachable).state
     if before is Stage.ENDED:
         assert state is State.DELETED

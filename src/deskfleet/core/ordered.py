@@ -26,10 +26,7 @@ class Ordered(Generic[T]):
 
     def add(self, value: T) -> None:
         """Take in a value that isn't here."""
-        if value in self._removed:
-            self._removed.remove(value)
-        else:
-            self._added.add(value)
+        self._added.add(value)
 
     def remove(self, value: T) -> None:
         """Let go of a value that is here."""

@@ -43,13 +43,17 @@ class Liveness:
     def reachable_now(self) -> Reachable:
         """Return what tells, for many servers in one moment, whether they can be heard."""
         link_of = self._fleet.link
-        alive = {broker.id for broker in self.others()} | {self._broker_id}
+        alive = self.alive()
 
         def reachable(server_id: str) -> bool:
             link = link_of(server_id)
             return link is not None and link.up and link.broker_id in alive
 
         return reachable
+
+    def alive(self) -> frozenset[str]:
+        """Return the ids of all brokers that live, this one included."""
+        return frozenset([self._broker_id, *(broker.id for broker in self.others())])
 
     def others(self) -> list[Broker]:
         """Return the other brokers that live."""

@@ -59,7 +59,7 @@ class Placing:
         self._seen = Moment(-1, -1)
         """Up to here the queue knows of all that became better."""
         self._follows_load = False
-        self._alive: frozenset[str] = frozenset()
+        self._alive = liveness.alive()
         replica.subscribe(self._notice)
 
     def look_again(self) -> None:
@@ -77,6 +77,8 @@ class Placing:
     async def run(self) -> None:
         """Place whatever wants a place, until cancelled."""
         loop = asyncio.get_running_loop()
+        if self._fleet.count_waiting():
+            self._wanted.set()
         while True:
             await self._wanted.wait()
             self._wanted.clear()
@@ -140,7 +142,7 @@ class Placing:
         self._remember(done)
 
     def _decide(self, newcomers: Sequence[Session]) -> tuple[Pass, ChangeSet]:
-        alive = frozenset(broker.id for broker in self._liveness.others())
+        alive = self._liveness.alive()
         if not alive <= self._alive:
             # The servers of a broker that is back may take what they could not take without it.
             self._judged = {}

@@ -18,6 +18,11 @@ from typing import Annotated, TypeAlias
 import msgspec
 from msgspec import Meta
 
+from deskfleet.broker.service.servers import Code
+from deskfleet.core.records import Type
+from deskfleet.core.server import Availability, Unavailability
+from deskfleet.core.session import State, Substate
+
 MAX_ENTRIES = 1_000
 """Of any list in a request."""
 
@@ -31,6 +36,20 @@ Int64: TypeAlias = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Float: TypeAlias = Annotated[float, Meta(extra_json_schema={"format": "float"})]
 Instant: TypeAlias = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
 PageSize: TypeAlias = Annotated[int, Meta(ge=1, le=1_000)]
+
+# What an answer says is written as it is given; these are for the description.
+AvailabilityName: TypeAlias = Annotated[str, Meta(extra_json_schema={"enum": list(Availability)})]
+UnavailabilityName: TypeAlias = Annotated[
+    str, Meta(extra_json_schema={"enum": list(Unavailability)})
+]
+StateName: TypeAlias = Annotated[str, Meta(extra_json_schema={"enum": list(State)})]
+DeletedStateName: TypeAlias = Annotated[str, Meta(extra_json_schema={"enum": [State.DELETING]})]
+SubstateName: TypeAlias = Annotated[str, Meta(extra_json_schema={"enum": list(Substate)})]
+TypeName: TypeAlias = Annotated[str, Meta(extra_json_schema={"enum": list(Type)})]
+FailureCodeName: TypeAlias = Annotated[str, Meta(extra_json_schema={"enum": list(Code)})]
+ProtocolName: TypeAlias = Annotated[str, Meta(extra_json_schema={"enum": ["HTTP", "QUIC"]})]
+FormatName: TypeAlias = Annotated[str, Meta(extra_json_schema={"enum": ["png", "jpeg"]})]
+BearerName: TypeAlias = Annotated[str, Meta(extra_json_schema={"enum": ["Bearer"]})]
 
 
 class Asked(
@@ -121,7 +140,7 @@ class Error(Answer, frozen=True, rename=None):
 
 class AccessToken(Answer, frozen=True, rename=None):
     access_token: str
-    token_type: str
+    token_type: BearerName
     expires_in: Int32
     """Seconds."""
 
@@ -129,7 +148,7 @@ class AccessToken(Answer, frozen=True, rename=None):
 class Endpoint(Answer, frozen=True):
     ip_address: str
     port: Int32
-    protocol: str
+    protocol: ProtocolName
     web_url_path: str | None = None
 
 
@@ -212,8 +231,8 @@ class Server(Answer, frozen=True):
     web_url_path: str | None = None
     version: str | None = None
     session_manager_agent_version: str | None = None
-    availability: str | None = None
-    unavailability_reason: str | None = None
+    availability: AvailabilityName | None = None
+    unavailability_reason: UnavailabilityName | None = None
     console_session_count: Int32 | None = None
     virtual_session_count: Int32 | None = None
     host: Host | None = None
@@ -223,13 +242,13 @@ class Session(Answer, frozen=True):
     id: str
     name: str
     owner: str
-    type: str
-    state: str
+    type: TypeName
+    state: StateName
     creation_time: Instant
     num_of_connections: Int64
     server: Server | None = None
     max_concurrent_clients: Int64 | None = None
-    substate: str | None = None
+    substate: SubstateName | None = None
     state_reason: str | None = None
     last_disconnection_time: Instant | None = None
     storage_root: str | None = None
@@ -260,7 +279,7 @@ class CreateSessionsResponse(Answer, frozen=True):
 
 class DeleteSessionSuccessfulResponse(Answer, frozen=True):
     session_id: str
-    state: str
+    state: DeletedStateName
 
 
 class DeleteSessionUnsuccessfulResponse(Answer, frozen=True):
@@ -295,7 +314,7 @@ class GetSessionConnectionDataResponse(Answer, frozen=True):
 
 
 class SessionScreenshotImage(Answer, frozen=True):
-    format: str
+    format: FormatName
     data: bytes
     """Base64 on the wire."""
     creation_time: Instant
@@ -328,7 +347,7 @@ class OpenServerSuccessfulResponse(Answer, frozen=True):
 
 class OpenServerUnsuccessfulResponse(Answer, frozen=True):
     open_server_request_data: OpenServerRequestData
-    failure_code: str
+    failure_code: FailureCodeName
     failure_reason: str
 
 
@@ -344,7 +363,7 @@ class CloseServerSuccessfulResponse(Answer, frozen=True):
 
 class CloseServerUnsuccessfulResponse(Answer, frozen=True):
     close_server_request_data: CloseServerRequestData
-    failure_code: str
+    failure_code: FailureCodeName
     failure_reason: str
 
 
