@@ -17,22 +17,17 @@ import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
 
 import pytest
 
 from deskfleet.core.records import Aws, Cpu, Gpu, Host, Os
-from support.conformance import Api, OwnFleet, Target, own_fleet
+from support.conformance import Api, OwnFleet, Play, Target, own_fleet
 from support.played_server import PlayedServer
 
 URL = os.environ.get("CONFORMANCE_URL", "")
 FOREIGN_SECONDS = 180.0
 TAGS = "color = 'pink'\nsize = 'small'\n"
 SETTINGS = {"agent_heartbeat_seconds": 1.0}
-
-
-class Play(Protocol):
-    def __call__(self, **facts: object) -> PlayedServer: ...
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

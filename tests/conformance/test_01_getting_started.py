@@ -123,7 +123,9 @@ class TestStep3MakeAnApiRequest:
 
     @pytest.mark.parametrize(("method", "path"), OPERATIONS)
     def test_a_token_that_is_none_opens_nothing(self, api: Api, method: str, path: str) -> None:
-        answer = api.send(method, path, headers={"Authorization": "Bearer eyJhbGciOiJub25lIn0.e30."})
+        answer = api.send(
+            method, path, headers={"Authorization": "Bearer eyJhbGciOiJub25lIn0.e30."}
+        )
         assert answer.status_code == 401
         assert api.reason(answer) != WITHOUT_HEADER["error"]
 
@@ -132,7 +134,11 @@ class TestStep3MakeAnApiRequest:
         claims = jwt.decode(f"{head}.{payload}.{seal}", options={"verify_signature": False})
         claims["exp"] += 10_000
         altered = jwt.encode(claims, "x" * 32, "HS256").split(".")[1]
-        for token in (f"{head}.{altered}.{seal}", f"{head}.{payload}.{seal[::-1]}", f"{head}.{payload}."):
+        for token in (
+            f"{head}.{altered}.{seal}",
+            f"{head}.{payload}.{seal[::-1]}",
+            f"{head}.{payload}.",
+        ):
             headers = {"Authorization": f"Bearer {token}"}
             assert api.send("POST", "/describeServers", headers=headers).status_code == 401
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from conftest import Play
 
-from support.conformance import UNKNOWN_ID, Api, on
+from support.conformance import UNKNOWN_ID, Api, Play, on
 from support.played_server import PlayedServer
 
 NOT_FOUND = {"FailureCode": "DCV_SERVER_NOT_FOUND", "FailureReason": "Dcv server not found."}
@@ -66,7 +65,9 @@ class TestResponseParameters:
         answer = api.call("closeServers", [])
         assert (answer["SuccessfulList"], answer["UnsuccessfulList"]) == ([], [])
 
-    @pytest.mark.parametrize("request_data", [{"ServerId": UNKNOWN_ID}, {"ServerId": "x", "Force": True}])
+    @pytest.mark.parametrize(
+        "request_data", [{"ServerId": UNKNOWN_ID}, {"ServerId": "x", "Force": True}]
+    )
     def test_unsuccessful_list_close_server_request_data(
         self, api: Api, request_data: dict[str, object]
     ) -> None:

@@ -9,10 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import Play
 
 from deskfleet.core.records import Phase, Type
-from support.conformance import Api, on
+from support.conformance import Api, Play, on
 from support.played_server import WINDOWS, PlayedServer
 from support.waiting import until
 
@@ -251,7 +250,12 @@ class TestResponseParameters:
 
     @pytest.mark.parametrize(
         ("member", "value"),
-        [("Name", "n"), ("Type", "VIRTUAL"), ("State", "CREATING"), ("Substate", "SESSION_PLACING")],
+        [
+            ("Name", "n"),
+            ("Type", "VIRTUAL"),
+            ("State", "CREATING"),
+            ("Substate", "SESSION_PLACING"),
+        ],
     )
     def test_member(self, api: Api, owner: str, member: str, value: str) -> None:
         assert api.create(owner, Name="n")[member] == value
@@ -442,7 +446,9 @@ class TestRequirements:
             "size": "it's big",
             "dcv:max-virtual-sessions": "-1",
         }
-        return _is_placed(api, owner, play(name=name, hostname="node001", host=rich_host, tags=tags))
+        return _is_placed(
+            api, owner, play(name=name, hostname="node001", host=rich_host, tags=tags)
+        )
 
     @pytest.mark.parametrize("expression", TRUE)
     def test_true(self, placed: Callable[[str], bool], expression: str) -> None:

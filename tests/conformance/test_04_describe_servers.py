@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from conftest import Play
 
 from deskfleet.core.records import Endpoint, Host, Type
-from support.conformance import UNKNOWN_ID, Api, on
+from support.conformance import UNKNOWN_ID, Api, Play, on
 from support.played_server import WINDOWS
 from support.waiting import until
 

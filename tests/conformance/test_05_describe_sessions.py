@@ -8,10 +8,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from conftest import Play
 
 from deskfleet.core.records import Phase
-from support.conformance import UNKNOWN_ID, Api, on
+from support.conformance import UNKNOWN_ID, Api, Play, on
 from support.waiting import until
 
 INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
@@ -61,7 +60,9 @@ class TestRequestParameters:
         tagged = api.ready(owner, **on(server))
         other = api.ready(owner, Requirements="tag:color = 'pink'")
         name = server.facts.tags["played"]
-        found = ids(api.call("describeSessions", {"Filters": [{"Key": "tag:played", "Value": name}]}))
+        found = ids(
+            api.call("describeSessions", {"Filters": [{"Key": "tag:played", "Value": name}]})
+        )
         assert tagged in found
         assert other not in found
 
@@ -97,7 +98,9 @@ class TestRequestParameters:
     @pytest.mark.own_broker
     @pytest.mark.parametrize("key", ["Owner", "name", "tag", "", "state"])
     def test_filters_of_another_key_are_refused(self, api: Api, key: str) -> None:
-        assert "Filters" in api.refused("describeSessions", {"Filters": [{"Key": key, "Value": "x"}]})
+        assert "Filters" in api.refused(
+            "describeSessions", {"Filters": [{"Key": key, "Value": "x"}]}
+        )
 
     def test_max_results_and_next_token(self, api: Api, owner: str) -> None:
         created = [api.create(owner)["Id"] for _ in range(5)]
@@ -162,10 +165,10 @@ class TestResponseParameters:
         told = [session[member] for member in ("Name", "Owner", "Type")]
         assert told == ["a session name", owner, "VIRTUAL"]
 
-    @pytest.mark.parametrize("member", ["Id", "Ip", "Hostname", "Port", "Endpoints", "WebUrlPath", "Tags"])
-    def test_server_member_is_that_of_the_server(
-        self, api: Api, session: str, member: str
-    ) -> None:
+    @pytest.mark.parametrize(
+        "member", ["Id", "Ip", "Hostname", "Port", "Endpoints", "WebUrlPath", "Tags"]
+    )
+    def test_server_member_is_that_of_the_server(self, api: Api, session: str, member: str) -> None:
         server = (api.describe(session) or {})["Server"]
         assert server[member] == api.server(server["Id"])[member]
 
@@ -183,7 +186,9 @@ class TestResponseParameters:
     def test_last_disconnection_time(self, api: Api, owner: str, play: Play) -> None:
         server = play()
         session_id = api.ready(owner, **on(server))
-        server.report(session_id, last_disconnection_at=datetime(2020, 10, 6, 10, 15, 31, 633000, UTC))
+        server.report(
+            session_id, last_disconnection_at=datetime(2020, 10, 6, 10, 15, 31, 633000, UTC)
+        )
         until(lambda: "LastDisconnectionTime" in (api.describe(session_id) or {}))
         told = (api.describe(session_id) or {})["LastDisconnectionTime"]
         assert told == "2020-10-06T10:15:31.633Z"

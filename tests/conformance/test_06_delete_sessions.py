@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from conftest import Play
 
-from support.conformance import UNKNOWN_ID, Api, on
+from support.conformance import UNKNOWN_ID, Api, Play, on
 from support.waiting import until
 
 NO_SUCH = "The requested dcvSession does not exist"
@@ -84,9 +83,7 @@ class TestResponseParameters:
         answer = api.call("deleteSessions", [])
         assert (answer["SuccessfulList"], answer["UnsuccessfulList"]) == ([], [])
 
-    def test_successful_list_session_id_and_state(
-        self, api: Api, owner: str, session: str
-    ) -> None:
+    def test_successful_list_session_id_and_state(self, api: Api, owner: str, session: str) -> None:
         answer = api.call("deleteSessions", [{"SessionId": session, "Owner": owner}])
         assert answer["SuccessfulList"] == [{"SessionId": session, "State": "DELETING"}]
 
@@ -117,9 +114,7 @@ class TestWhatDeletingDoes:
         server.link()
         api.wait(session_id, "DELETED")
 
-    def test_deleting_it_twice_is_as_good_as_once(
-        self, api: Api, owner: str, play: Play
-    ) -> None:
+    def test_deleting_it_twice_is_as_good_as_once(self, api: Api, owner: str, play: Play) -> None:
         server = play()
         server.stops = False
         session_id = api.ready(owner, **on(server))

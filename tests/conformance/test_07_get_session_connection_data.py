@@ -7,10 +7,9 @@ from urllib.parse import urlsplit
 
 import jwt
 import pytest
-from conftest import Play
 
 from deskfleet.core.records import Phase
-from support.conformance import UNKNOWN_ID, Api, OwnFleet, on
+from support.conformance import UNKNOWN_ID, Api, OwnFleet, Play, on
 from support.waiting import until
 
 
@@ -24,7 +23,16 @@ class TestRequestParameters:
 
     @pytest.mark.parametrize(
         "user",
-        ["user1", "DOMAIN\\user", "a/b", "user@example.com", "user 1", "%owner%", "Jürgen", "a+b&c?d#e"],
+        [
+            "user1",
+            "DOMAIN\\user",
+            "a/b",
+            "user@example.com",
+            "user 1",
+            "%owner%",
+            "Jürgen",
+            "a+b&c?d#e",
+        ],
     )
     def test_user(self, api: Api, session: str, user: str) -> None:
         assert api.connection_data(session, user)["ConnectionToken"]
@@ -45,7 +53,9 @@ class TestResponseParameters:
         described = api.describe(session) or {}
         assert api.connection_data(session, owner)["Session"][member] == described[member]
 
-    @pytest.mark.parametrize("member", ["Ip", "Hostname", "Port", "Endpoints", "WebUrlPath", "Tags"])
+    @pytest.mark.parametrize(
+        "member", ["Ip", "Hostname", "Port", "Endpoints", "WebUrlPath", "Tags"]
+    )
     def test_server_member(self, api: Api, owner: str, session: str, member: str) -> None:
         assert member in api.connection_data(session, owner)["Session"]["Server"]
 
@@ -105,9 +115,7 @@ class TestFailures:
         assert not re.search("invalid|not found", api.reason(answer), re.IGNORECASE)
 
     @pytest.mark.own_broker
-    def test_nobody_connects_to_a_deleted_session(
-        self, api: Api, owner: str, session: str
-    ) -> None:
+    def test_nobody_connects_to_a_deleted_session(self, api: Api, owner: str, session: str) -> None:
         api.delete(session, owner)
         api.wait(session, "DELETED")
         assert api.connection(session, owner).status_code == 400

@@ -8,11 +8,10 @@ import time
 from typing import Any
 
 import pytest
-from conftest import Play
 from PIL import Image
 
 from deskfleet.core.records import Phase
-from support.conformance import UNKNOWN_ID, Api, on
+from support.conformance import UNKNOWN_ID, Api, Play, on
 from support.waiting import until
 
 NOT_FOUND = "Dcv session not found."
@@ -199,7 +198,9 @@ class TestSeveralAtOnce:
     def test_more_than_a_few_sessions_in_one_call(self, api: Api, owner: str) -> None:
         sessions = [api.ready(owner) for _ in range(12)]
         answer = api.call("getSessionScreenshots", [{"SessionId": id} for id in sessions])
-        assert [one["SessionScreenshot"]["SessionId"] for one in answer["SuccessfulList"]] == sessions
+        assert [
+            one["SessionScreenshot"]["SessionId"] for one in answer["SuccessfulList"]
+        ] == sessions
 
 
 class TestExample:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from conftest import Play
 
-from support.conformance import UNKNOWN_ID, Api, on
+from support.conformance import UNKNOWN_ID, Api, Play, on
 from support.played_server import PlayedServer
 
 NOT_FOUND = {"FailureCode": "DCV_SERVER_NOT_FOUND", "FailureReason": "Dcv server not found."}

@@ -6,9 +6,8 @@ import base64
 from typing import Any
 
 import pytest
-from conftest import Play
 
-from support.conformance import UNKNOWN_ID, Api, on
+from support.conformance import UNKNOWN_ID, Api, Play, on
 from support.waiting import until
 
 NO_SUCH = "The requested dcvSession does not exist"
@@ -34,9 +33,7 @@ class TestRequestParameters:
         assert answer["UnsuccessfulList"][0]["SessionId"] == session
 
     @pytest.mark.own_broker
-    def test_permissions_file_reaches_the_server(
-        self, api: Api, owner: str, play: Play
-    ) -> None:
+    def test_permissions_file_reaches_the_server(self, api: Api, owner: str, play: Play) -> None:
         server = play()
         session_id = api.ready(owner, **on(server))
         update(api, session_id, owner, PERMISSIONS)
@@ -73,9 +70,7 @@ class TestRequestParameters:
         assert (f"line {line}" in reason) is bool(line)
 
     @pytest.mark.own_broker
-    def test_permissions_file_that_is_no_base64(
-        self, api: Api, owner: str, session: str
-    ) -> None:
+    def test_permissions_file_that_is_no_base64(self, api: Api, owner: str, session: str) -> None:
         answer = update(api, session, owner, "file_base64_encoded")
         assert "base64" in answer["UnsuccessfulList"][0]["FailureReason"]
 
@@ -89,7 +84,9 @@ class TestResponseParameters:
         assert (answer["SuccessfulList"], answer["UnsuccessfulList"]) == ([], [])
 
     def test_successful_list_session_id(self, api: Api, owner: str, session: str) -> None:
-        assert update(api, session, owner, PERMISSIONS)["SuccessfulList"] == [{"SessionId": session}]
+        assert update(api, session, owner, PERMISSIONS)["SuccessfulList"] == [
+            {"SessionId": session}
+        ]
 
     def test_unsuccessful_list_session_id(self, api: Api) -> None:
         answer = update(api, UNKNOWN_ID, "user1", PERMISSIONS)

@@ -40,9 +40,7 @@ class TestInvalidInput400:
 
     @pytest.mark.parametrize("operation", OBJECTS)
     @pytest.mark.parametrize("body", [b"[]", b"null", b'"x"', b"1"])
-    def test_a_description_that_is_no_object(
-        self, api: Api, operation: str, body: bytes
-    ) -> None:
+    def test_a_description_that_is_no_object(self, api: Api, operation: str, body: bytes) -> None:
         assert post(api, operation, body)[0] == 400
 
     @pytest.mark.parametrize(
@@ -139,7 +137,9 @@ class TestWhatAFailureNeverTells:
     ) -> None:
         _, reason = post(api, operation, body)
         assert "Traceback" not in reason
-        assert not re.search(r"\.py\b|(?<![\w:])/(?:usr|home|root|opt|var|tmp|srv|etc|work)/", reason)
+        assert not re.search(
+            r"\.py\b|(?<![\w:])/(?:usr|home|root|opt|var|tmp|srv|etc|work)/", reason
+        )
 
     def test_what_the_request_held(self, api: Api) -> None:
         secret = "s3cr3t-that-came-by-mistake"

@@ -229,7 +229,11 @@ def remove(file: Path) -> None:
     file.unlink()
 
 
-@pytest.mark.parametrize("fault", [damage, replace_by_copy, remove])
+def remove_log(file: Path) -> None:
+    file.with_name("fleet.db-wal").unlink()
+
+
+@pytest.mark.parametrize("fault", [damage, replace_by_copy, remove, remove_log])
 def test_a_store_that_is_tampered_with_ends_the_broker(
     broken_site: BrokenSite, fault: Callable[[Path], None]
 ) -> None:
@@ -252,7 +256,7 @@ def test_a_store_that_is_tampered_with_ends_the_broker(
     assert broker.process.wait(5) == 1
     print(sentence(site, "broker"))
     site.kill("broker")
-    if fault is replace_by_copy:
+    if fault in {replace_by_copy, remove_log}:
         site.broker()
         assert acked <= set(described(portal))
     else:

@@ -257,7 +257,7 @@ def test_delete_right_after_create_leaves_nothing(fleet: Fleet) -> None:
     journal = (fleet.site.folder / "near" / "journal.jsonl").read_text().splitlines()
     ended: set[str] = set()
     for line in journal:
-        said = json.loads(line[line.index("{") :])
+        said = json.loads(line)["line"]
         if (said.get("entry") or {}).get("phase") == "ENDED":
             ended.add(said["id"])
         else:

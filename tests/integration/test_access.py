@@ -210,6 +210,9 @@ class TestExternalServers:
         try:
             with world.registered(), world.door("broker", external()) as door:
                 answer = door.post("/describeSessions", json={})
+                # The fleet's own tokens don't depend on it, and are refused for what they are.
+                assert world.status(external(iss="deskfleet", kid="first")) == 401
+                assert world.status(world.own_token()) == 200
         finally:
             world.jwks.status = 200
         assert answer.status_code == 503

@@ -264,7 +264,7 @@ class TestStarting:
     def test_when_the_world_fails_the_same_step_is_due_again(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        monkeypatch.setattr(loop_module, "STOP_AGAIN_SECONDS", 0.01)
+        monkeypatch.setattr(loop_module, "AGAIN_SECONDS", 0.01)
 
         async def scenario(stage: Stage) -> None:
             stage.driver.fails = [OSError("no memory")]

@@ -603,7 +603,7 @@ class TestSelecting:
                 owners: Sequence[str] = (),
                 tags: Sequence[tuple[str, str]] = (),
             ) -> list[str]:
-                return [one.id for one in house.sessions.select(ids, owners, tags)]
+                return [id for _, id in house.sessions.select(ids, owners, tags)]
 
             assert found() == ["s1", "s2", "s3", "s4"]
             assert found(["s4", "s1", "s1", "x"]) == ["s1", "s4"]
@@ -614,7 +614,7 @@ class TestSelecting:
             assert found(["s2", "s3"], ["bob"], [("gpu", "yes")]) == ["s2"]
             assert found(tags=[("gpu", "yes"), ("gpu", "no")]) == []
             after = house.sessions.select(["s1", "s3"], [], [], after=(NOON, "s1"))
-            assert [one.id for one in after] == ["s3"]
+            assert [id for _, id in after] == ["s3"]
 
         run(scenario)
 

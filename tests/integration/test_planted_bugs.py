@@ -24,7 +24,7 @@ from deskfleet.broker.service.replica import Replica
 from deskfleet.broker.service.sessions import Sessions
 from deskfleet.broker.stores import settlement
 from deskfleet.core import session as rules
-from deskfleet.core.change import ABSENT, ChangeSet, Check, Put
+from deskfleet.core.change import ABSENT, Change, ChangeSet, Check, Put
 from deskfleet.core.fleet import Fleet
 from deskfleet.core.records import (
     Facts,
@@ -285,6 +285,47 @@ def _(patch: pytest.MonkeyPatch) -> None:
     async def mark_lost(links: convergence.Links, server_id: str, epoch: int) -> None: ...
 
     patch.setattr(convergence.Links, "_mark_lost", mark_lost)
+
+
+@planted("a first report does not ask for its session", stories.dropped_while_it_begins)
+def _(patch: pytest.MonkeyPatch) -> None:
+    whole = observing.take_observed
+
+    def take_observed(*what: Any, **how: Any) -> list[Any]:
+        return [change for change in whole(*what, **how) if not isinstance(change, Check)]
+
+    patch.setattr(convergence, "take_observed", take_observed)
+
+
+@planted("a drop does not ask for reports it has not heard", stories.dropped_on_old_news)
+def _(patch: pytest.MonkeyPatch) -> None:
+    whole = Sessions._forget
+
+    def forget(sessions: Sessions, session: Session) -> tuple[Change, ...]:
+        return tuple(change for change in whole(sessions, session) if change.expect != ABSENT)
+
+    patch.setattr(Sessions, "_forget", forget)
+
+
+@planted("an end that comes with the start is not noticed", stories.over_before_it_is_told)
+def _(patch: pytest.MonkeyPatch) -> None:
+    attentive = Loop._ended
+
+    def ended(loop: Loop, session_id: str, reason: str) -> None:
+        if session_id not in loop._tasks:
+            attentive(loop, session_id, reason)
+
+    patch.setattr(Loop, "_ended", ended)
+
+
+@planted("a write fails when the read after it fails", stories.welcomed_by_nobody)
+def _(patch: pytest.MonkeyPatch) -> None:
+    async def commit(replica: Replica, change_set: ChangeSet) -> Revision:
+        revision = await replica._commits.commit(change_set)
+        await replica.catch_up()
+        return revision
+
+    patch.setattr(Replica, "commit", commit)
 
 
 @pytest.mark.parametrize("story", [bug.story for bug in PLANTED.values() if bug.story])

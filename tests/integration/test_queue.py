@@ -305,25 +305,24 @@ def test_it_survives_a_restart(tmp_path: Path) -> None:
     asyncio.run(much_later(waiting))
 
 
-def test_wishes_that_no_pass_could_judge_at_once_keep_the_loop_free() -> None:
+def test_odd_wishes_in_numbers_take_several_passes_and_leave_the_loop_to_others() -> None:
     async def scenario(house: TestHouse) -> None:
-        servers = [f"n{number:04}" for number in range(400)]
-        for id in servers:
-            await house.write(a_server(id), some_facts(id), a_link(id, broker_id="b1"))
+        passes = Passes(house)
+        servers = [f"n{number}" for number in range(2000)]
+        made = [(a_server(id), some_facts(id), a_link(id, broker_id="b1")) for id in servers]
+        await house.write(*(record for records in made for record in records))
         odd = "tag:x != '{}' and server:Host.Memory.TotalBytes < {}"
         wishes = [a_request(enqueue=True, requirements=odd.format(n, n)) for n in range(300)]
         await house.write(*(a_session(f"q{n}", request=wish) for n, wish in enumerate(wishes)))
-        longest = 0.0
-        loop = asyncio.get_running_loop()
-        while not is_at_rest(house):
-            began = loop.time()
+        turns = 0
+        while len(house.placing._judged) < len(wishes) or not is_at_rest(house):
             await asyncio.sleep(0)
-            longest = max(longest, loop.time() - began)
-        assert len(house.placing._judged) == len(wishes)
-        # A pass ends soon after its time; the rest is what a busy machine adds.
-        assert longest < 1.0
+            turns += 1
+        assert passes.count > 1
+        assert turns >= passes.count
         assert len(house.replica.fleet.waiting()) == len(wishes)
 
+    # The real clock, for a pass looks at it to know when to stop.
     run(scenario, queue=1000, clock=cast(FakeClock, SystemClock()), wait=1e9)
 
 

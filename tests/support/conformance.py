@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import quote
 
 import httpx
@@ -266,6 +266,12 @@ class OwnFleet:
         self._played.close()
 
 
+class Play(Protocol):
+    """Plays a server with these facts, for as long as a test lasts."""
+
+    def __call__(self, **facts: object) -> PlayedServer: ...
+
+
 def on(server: PlayedServer) -> dict[str, str]:
     """Return the requirements that place a session on a played server, and on no other."""
     return {"Requirements": f"tag:played = '{server.facts.tags['played']}'"}
@@ -281,7 +287,9 @@ def own_fleet(
     if tags:
         (state / "agent" / "tags").mkdir(parents=True, mode=0o700)
         (state / "agent" / "tags" / "tags.toml").write_text(tags)
-    environment = {f"DESKFLEET_{name.upper()}": str(value) for name, value in (settings or {}).items()}
+    environment = {
+        f"DESKFLEET_{name.upper()}": str(value) for name, value in (settings or {}).items()
+    }
     chosen = ports[0], ports[1], ports[2]
     with up(state, ports=chosen, environment=environment) as (_program, broker):
         log = state / "deskfleet.log"

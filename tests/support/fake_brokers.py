@@ -61,6 +61,7 @@ class FakeCommits:
         self.next_fault: str | None = None
         """`busy`: nothing is written; `before` and `after`: the store is gone, and the change set
         was not, or was, written."""
+        self.next_read_fails = False
         self.failed = False
         self.lost_races = 0
         self._store = store
@@ -77,7 +78,7 @@ class FakeCommits:
         return cast(tuple[Revision, Sequence[Stored]], await self._ask(self._load, self._reads))
 
     async def changes(self, since: Revision) -> tuple[Revision, Sequence[Stored | Tombstone]]:
-        answer = await self._ask(lambda: self._store.changes(since), self._reads)
+        answer = await self._ask(lambda: self._changes(since), self._reads)
         return cast(tuple[Revision, Sequence[Stored | Tombstone]], answer)
 
     async def commit(self, change_set: ChangeSet) -> Revision:
@@ -131,6 +132,12 @@ class FakeCommits:
     def _load(self) -> tuple[Revision, Sequence[Stored]]:
         revision, stored = self._store.load()
         return revision, list(stored)
+
+    def _changes(self, since: Revision) -> tuple[Revision, Sequence[Stored | Tombstone]]:
+        fails, self.next_read_fails = self.next_read_fails, False
+        if fails:
+            raise Unavailable("the store is busy")
+        return self._store.changes(since)
 
     def _commit(self, change_set: ChangeSet) -> Revision:
         fault, self.next_fault = self.next_fault, None

@@ -255,6 +255,8 @@ class Auditor:
     def _check_result(self, writes: Iterable[Change]) -> None:
         for change in writes:
             if not isinstance(change, Put):
+                alone = change.kind == "session" and self.truth.report(change.id) is not None
+                self._must(not alone, f"the report of {change.id} is left behind")
                 continue
             record = change.record
             if isinstance(record, Session | Report):

@@ -209,9 +209,12 @@ class FleetMachine(RuleBasedStateMachine):
     def pokes(self, arrive: bool) -> None:
         self.world.pokes_arrive = arrive
 
-    @rule(at=number, fault=st.sampled_from(("busy", "busy", "before", "after")))
+    @rule(at=number, fault=st.sampled_from(("busy", "deaf", "before", "after")))
     def store_fails(self, at: int, fault: str) -> None:
-        if node := self._broker(at):
+        node = self._broker(at)
+        if node and fault == "deaf":
+            node.commits.next_read_fails = True
+        elif node:
             node.commits.next_fault = fault
 
     # Lines

@@ -29,6 +29,7 @@ def heal(world: World) -> None:
     for slot in world.slots:
         world.start_broker(slot)
         world.brokers[slot].commits.next_fault = None
+        world.brokers[slot].commits.next_read_fails = False
         world.resume_broker(slot)
     for line in world.lines:
         line.flush()

@@ -142,6 +142,59 @@ def it_goes_dark(world: World, clients: Clients) -> None:
         world.verdict.must(not node.liveness.is_reachable("gamma"), "gamma counts as reachable")
 
 
+def dropped_while_it_begins(world: World, clients: Clients) -> None:
+    """A session is deleted by force while its first report is on its way to the store."""
+    slow = world.brokers["b1"]
+    world.hosts["gamma"].next_starts.append("hang")
+    clients.create(world.brokers["b2"], [desk(wish="tag:zone = 'b'")])
+    slow.commits.holds_writes = True
+    world.loop.advance(1)
+    assert slow.commits.waits
+    clients.delete(world.brokers["b2"], only_session(world).id, "ann", force=True)
+    world.check()
+    slow.commits.resume()
+
+
+def dropped_on_old_news(world: World, clients: Clients) -> None:
+    """A session is deleted by force by a broker that has not heard of its first report."""
+    slow, line = world.brokers["b2"], line_of(world, "gamma")
+    clients.create(world.brokers["b1"], [desk(wish="tag:zone = 'b'")])
+    line.up.held = True
+    world.loop.advance(1)
+    slow.commits.holds_writes = True
+    clients.delete(slow, only_session(world).id, "ann", force=True)
+    world.check()
+    line.flush()
+    world.check()
+    slow.commits.resume()
+
+
+def over_before_it_is_told(world: World, clients: Clients) -> None:
+    """A session ends between its start and the moment at which the agent takes note of that."""
+    world.hosts["gamma"].next_starts.append("die-soon")
+    clients.create(world.brokers["b1"], [desk(wish="tag:zone = 'b'")])
+    world.loop.advance(1)
+
+
+def welcomed_by_nobody(world: World, clients: Clients) -> None:
+    """A link is written, the store is too busy to read just then, and the machine is gone."""
+    world.kill_agent("gamma")
+    world.loop.advance(60)
+    holder, other = world.brokers["b1"], world.brokers["b2"]
+    world.pokes_arrive = False
+    holder.commits.holds_writes = True
+    world.start_agent("gamma", first="b1")
+    world.check()
+    clients.close(other, "beta", force=True)
+    world.check()
+    holder.commits.next_read_fails = True
+    holder.commits.release_one()
+    world.loop.advance(0.1)
+    world.kill_agent("gamma")
+    holder.commits.resume()
+    it_goes_dark(world, clients)
+
+
 def tell(story: Story) -> None:
     """Let a story happen, and the fleet come to rest after it."""
     with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder:

@@ -288,4 +288,3 @@ def _picture(wish: TakeScreenshot, size: tuple[int, int], *, primary: bool) -> P
         taken_at=datetime.now(UTC),
         primary=primary,
     )
-

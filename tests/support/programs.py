@@ -134,6 +134,11 @@ class Portal:
     def of(cls, broker: LiveBroker, url: str | None = None) -> Portal:
         return cls(url or broker.url, broker.ca_file, broker.client_id, broker.client_password)
 
+    @property
+    def http(self) -> httpx.Client:
+        """The connection, for what is not done through `call`."""
+        return self._http
+
     def login(self) -> None:
         answer = self._http.post(
             "/oauth2/token?grant_type=client_credentials", auth=self._credentials
@@ -313,6 +318,15 @@ class Site:
         portal = Portal(url, self.ca_file, *self._credentials)
         self._portals.append(portal)
         return portal
+
+    @property
+    def credentials(self) -> tuple[str, str]:
+        """Return id and password of the clients that `portal` gives."""
+        client_id, password = self._credentials
+        return client_id, password
+
+    def agent_url(self, broker: str = "broker") -> str:
+        return f"https://localhost:{self._ports[broker][1]}"
 
     def log(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text()

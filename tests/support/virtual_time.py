@@ -87,9 +87,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def unheard(self) -> list[str]:
         """Return the failures of tasks that nobody has asked for."""
         return [
-            f"{name}: {task._exception!r}"
-            for name, task in self._failed
-            if task._log_traceback
+            f"{name}: {task._exception!r}" for name, task in self._failed if task._log_traceback
         ]
 
     async def _quiet(self) -> None:
@@ -129,14 +127,21 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 class VirtualClock:
-    """The clock of one machine: its wall clock may go wrong, the time it feels does not."""
+    """The clock of one machine.
 
-    def __init__(self, loop: VirtualLoop, skew: float = 0.0) -> None:
+    Its wall clock may go wrong, the time it feels does not; but on a slow machine each look at the
+    clock comes a `tick` after the one before.
+    """
+
+    def __init__(self, loop: VirtualLoop, skew: float = 0.0, tick: float = 0.0) -> None:
         self._loop = loop
-        self.skew = skew
+        self._skew = skew
+        self._tick = tick
+        self._felt = 0.0
 
     def now(self) -> datetime:
-        return BEGIN + timedelta(seconds=self._loop.seconds + self.skew)
+        return BEGIN + timedelta(seconds=self._loop.seconds + self._skew)
 
     def monotonic(self) -> float:
-        return self._loop.seconds
+        self._felt = max(self._felt + self._tick, self._loop.seconds)
+        return self._felt

@@ -241,9 +241,7 @@ def test_an_operation_has_an_example_that_is_true_to_it(method: str, path: str) 
 
 
 def test_the_links_lead_to_operations_with_parameters_that_they_have() -> None:
-    calls = {
-        call["operationId"]: call for item in API["paths"].values() for call in item.values()
-    }
+    calls = {call["operationId"]: call for item in API["paths"].values() for call in item.values()}
     for link in API["components"]["links"].values():
         known = {one["name"] for one in calls[link["operationId"]]["parameters"]}
         assert set(link["parameters"]) == known

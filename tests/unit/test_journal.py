@@ -89,6 +89,23 @@ class TestJournal:
         with opened(path) as journal:
             assert journal.entries == {"s1": entry()}
 
+    def test_a_bit_that_flipped_is_never_believed(self, path: Path) -> None:
+        with opened(path) as journal:
+            journal.write("s1", entry(reason="as it was"))
+            journal.write("s2", entry(2))
+        whole = path.read_bytes()
+        for at in range(0, len(whole) * 8, 5):
+            flipped = bytearray(whole)
+            flipped[at // 8] ^= 1 << at % 8
+            path.write_bytes(flipped)
+            with opened(path) as journal:
+                written = {"s1": entry(reason="as it was"), "s2": entry(2)}
+                assert journal.entries.items() <= written.items(), at
+
+    def test_a_folder_that_takes_nothing_is_told_in_a_sentence(self, tmp_path: Path) -> None:
+        with pytest.raises(SetupFailed, match=r"journal can't be used: .*/gone/journal"):
+            Journal(tmp_path / "gone" / "journal.jsonl")
+
     def test_history_is_dropped_in_time(self, path: Path) -> None:
         with opened(path) as journal:
             journal.write("kept", entry())

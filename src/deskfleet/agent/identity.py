@@ -31,7 +31,7 @@ def read(state: Path) -> Identity | None:
         return None
     try:
         return msgspec.json.decode(path.read_bytes(), type=Identity)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise SetupFailed(
             f"{path} can't be read ({error}); remove it to enrol this server anew"
         ) from error

@@ -2,8 +2,9 @@
 
 An intent is on the disk before anything is started, so that a start which was cut short is told
 from a session that ended, and a generation that has had its end is never started again. The
-last line of a session counts. A line that can't be read is passed over: what really runs is asked
-of the driver anyway. The file is rewritten when most of it is history.
+last line of a session counts. A line that can't be read, or whose sum is wrong, is passed over:
+what really runs is asked of the driver anyway. The file is rewritten when most of it is history,
+and after a write that has failed.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
+from zlib import crc32
 
 import msgspec
 
 from deskfleet.core.records import Frozen, Phase
+from deskfleet.errors import SetupFailed
 from deskfleet.ports import SessionSpec
 from deskfleet.system import sync_folder
 
@@ -41,34 +44,80 @@ class Line(Frozen, frozen=True):
     """None: the session is forgotten."""
 
 
+class Summed(Frozen, frozen=True):
+    """A line as it stands in the file: one that a disk has changed must not be believed."""
+
+    sum: int
+    line: msgspec.Raw
+
+
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Line)
+_summed_decoder = msgspec.json.Decoder(Summed)
+
+
+def _encode(id: str, entry: Entry | None) -> bytes:
+    line = _encoder.encode(Line(id=id, entry=entry))
+    return _encoder.encode(Summed(sum=crc32(line), line=msgspec.Raw(line))) + b"\n"
+
+
+def _decode(text: bytes) -> Line:
+    summed = _summed_decoder.decode(text)
+    if crc32(summed.line) != summed.sum:
+        raise msgspec.DecodeError("the sum is wrong")
+    return _decoder.decode(summed.line)
 
 
 class Journal:
+    """Raises `SetupFailed` where the file can't be read or written at all."""
+
     def __init__(self, path: Path) -> None:
         self._path = path
         self.entries: dict[str, Entry] = {}
         self._lines = 0
-        self._read()
-        self._descriptor = self._rewrite()
+        self._torn = False
+        """A write has failed: how the file ends is not known."""
+        try:
+            self._read()
+            self._descriptor = self._rewrite()
+        except OSError as error:
+            raise SetupFailed(f"the journal can't be used: {path}: {error.strerror}") from error
 
     def write(self, session_id: str, entry: Entry | None) -> None:
-        """Remember an entry durably, or forget it where it is None."""
-        if entry is None:
-            if self.entries.pop(session_id, None) is None:
-                return
-        else:
-            self.entries[session_id] = entry
-        os.write(self._descriptor, _encoder.encode(Line(id=session_id, entry=entry)) + b"\n")
-        os.fdatasync(self._descriptor)
-        self._lines += 1
-        if self._lines > REWRITE_LINES + 4 * len(self.entries):
-            os.close(self._descriptor)
-            self._descriptor = self._rewrite()
+        """Remember an entry durably, or forget it where it is None.
+
+        Raises OSError where the disk fails; then everything is as it was before.
+        """
+        old = self.entries.get(session_id)
+        if entry is None and old is None:
+            return
+        self._set(session_id, entry)
+        try:
+            if self._torn or self._lines > REWRITE_LINES + 4 * len(self.entries):
+                self._replace()
+            else:
+                self._append(_encode(session_id, entry))
+        except OSError:
+            self._set(session_id, old)
+            raise
 
     def close(self) -> None:
         os.close(self._descriptor)
+
+    def _set(self, session_id: str, entry: Entry | None) -> None:
+        if entry is None:
+            self.entries.pop(session_id, None)
+        else:
+            self.entries[session_id] = entry
+
+    def _append(self, line: bytes) -> None:
+        self._torn = True
+        rest = memoryview(line)
+        while rest:
+            rest = rest[os.write(self._descriptor, rest) :]
+        os.fdatasync(self._descriptor)
+        self._torn = False
+        self._lines += 1
 
     def _read(self) -> None:
         try:
@@ -77,27 +126,34 @@ class Journal:
             return
         for number, text in enumerate(lines, start=1):
             try:
-                line = _decoder.decode(text)
+                line = _decode(text)
             except (msgspec.DecodeError, UnicodeDecodeError):
                 log.warning("journal.line-passed-over", extra={"line": number})
                 continue
-            if line.entry is None:
-                self.entries.pop(line.id, None)
-            else:
-                self.entries[line.id] = line.entry
+            self._set(line.id, line.entry)
+
+    def _replace(self) -> None:
+        self._torn = True
+        fresh = self._rewrite()
+        os.close(self._descriptor)
+        self._descriptor = fresh
+        self._torn = False
 
     def _rewrite(self) -> int:
+        """Write all entries to a fresh file that takes the place of the old one."""
         fresh = self._path.with_suffix(".new")
         descriptor = os.open(
             fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600
         )
-        lines = [
-            _encoder.encode(Line(id=id, entry=entry)) + b"\n" for id, entry in self.entries.items()
-        ]
-        with os.fdopen(os.dup(descriptor), "wb") as file:
-            file.writelines(lines)
-        os.fsync(descriptor)
-        fresh.rename(self._path)
-        sync_folder(self._path.parent)
-        self._lines = len(lines)
+        try:
+            with os.fdopen(os.dup(descriptor), "wb") as file:
+                file.writelines(_encode(id, entry) for id, entry in self.entries.items())
+            os.fsync(descriptor)
+            fresh.rename(self._path)
+            sync_folder(self._path.parent)
+        except OSError:
+            os.close(descriptor)
+            fresh.unlink(missing_ok=True)
+            raise
+        self._lines = len(self.entries)
         return descriptor

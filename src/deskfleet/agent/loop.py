@@ -5,12 +5,14 @@ stops one session at a time each, all sessions at once. What it knows of each se
 journal before it acts. What isn't named in the desired set is left alone.
 
 Laws: a generation is begun at most once; a lower generation than one seen is not listened to; a
-session that has failed or ended stays so until the broker stops naming it.
+session that has failed or ended stays so until the broker stops naming it. What the journal can't
+take is put off, for that session alone, and tried again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Coroutine, Iterable
 from datetime import datetime
@@ -25,7 +27,8 @@ from deskfleet.wire.messages import Desire, Observed
 log = logging.getLogger(__name__)
 
 FINAL = {Phase.FAILED, Phase.ENDED}
-STOP_AGAIN_SECONDS = 5.0
+AGAIN_SECONDS = 5.0
+"""When a step that the world made fail is due again."""
 
 
 class Presence(Protocol):
@@ -56,6 +59,7 @@ class Loop:
         self._on_change = on_change
         self._desires: dict[str, Desire] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._put_off: set[str] = set()
         self._closed = False
 
     async def open(self) -> None:
@@ -91,7 +95,9 @@ class Loop:
             self._converge(id)
         for id in [id for id in self._journal.entries if id not in self._desires]:
             if id not in self._tasks and self._journal.entries[id].phase in FINAL:
-                self._journal.write(id, None)
+                # What can't be forgotten now is not named in the next set either.
+                with contextlib.suppress(OSError):
+                    self._journal.write(id, None)
         self._on_change()
 
     def observed(self) -> tuple[Observed, ...]:
@@ -131,6 +137,24 @@ class Loop:
 
     def _converge(self, id: str) -> None:
         """Begin the next step of a session, where there is one and none is under way."""
+        try:
+            self._next_step(id)
+        except OSError as error:
+            # Nothing is begun that the journal doesn't hold; other sessions may need no room.
+            log.error("journal.failed", extra={"session_id": id, "reason": str(error)})  # noqa: TRY400 - the reason says it all, and comes again and again
+            self._again(id)
+
+    def _again(self, id: str) -> None:
+        if id not in self._put_off:
+            self._put_off.add(id)
+            asyncio.get_running_loop().call_later(AGAIN_SECONDS, self._take_up, id)
+
+    def _take_up(self, id: str) -> None:
+        self._put_off.discard(id)
+        self._converge(id)
+        self._on_change()
+
+    def _next_step(self, id: str) -> None:
         desire = self._desires.get(id)
         if desire is None or self._closed:
             return
@@ -147,7 +171,8 @@ class Loop:
             return
         if desire.intent is Intent.STOP:
             self._begin(id, self._stop(spec))
-        elif not is_known:
+        elif not is_known or (entry is not None and entry.phase is Phase.STARTING):
+            # Starting, and no task: it could not be written how that came out.
             self._take_on(id, desire)
 
     def _take_on(self, id: str, desire: Desire) -> None:
@@ -170,8 +195,8 @@ class Loop:
         self._tasks.pop(id, None)
         if not task.cancelled() and task.exception() is not None:
             log.error("session.step-failed", exc_info=task.exception(), extra={"session_id": id})
-            # The world failed, not the session: the same step is due again.
-            asyncio.get_running_loop().call_later(STOP_AGAIN_SECONDS, self._converge, id)
+            # The world failed, not the session.
+            self._again(id)
         else:
             self._converge(id)
         self._on_change()
@@ -208,12 +233,20 @@ class Loop:
 
     def _ended(self, session_id: str, reason: str) -> None:
         """Take note of a session that ended by itself."""
+        if self._closed:
+            # The next agent finds out; the journal takes no more.
+            return
         self._presence.forget(session_id)
         entry, task = self._journal.entries.get(session_id), self._tasks.get(session_id)
         # A step that is done, and only not told of yet, takes note of nothing any more.
         if entry is not None and (task is None or task.done()):
             log.info("session.ended", extra={"session_id": session_id, "reason": reason})
-            self._note(session_id, entry.spec, Phase.ENDED, reason)
+            try:
+                self._note(session_id, entry.spec, Phase.ENDED, reason)
+            except OSError as error:
+                log.error("journal.failed", extra={"session_id": session_id, "reason": str(error)})  # noqa: TRY400 - as above
+                loop = asyncio.get_running_loop()
+                loop.call_later(AGAIN_SECONDS, self._ended, session_id, reason)
         self._on_change()
 
     def _note(self, id: str, spec: SessionSpec, phase: Phase, reason: str | None = None) -> None:

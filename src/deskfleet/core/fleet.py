@@ -38,6 +38,9 @@ Reachable: TypeAlias = Callable[[str], bool]
 Place: TypeAlias = tuple[datetime, str]
 """Where a record stands in listings: its instant of creation and its id. Never changes."""
 
+TOGETHER = 1024
+"""So many places are copied at once for who reads them one after the other."""
+
 _NONE: Mapping[str, None] = {}
 
 
@@ -94,19 +97,21 @@ class Fleet:
     def seats(self, server_id: str) -> Seats:
         return self._seats.get(server_id, NO_SEATS)
 
-    def listed(self, kind: type[Session | Server], after: Place | None) -> Iterator[str]:
-        """Yield the ids of all sessions, or servers, that stand after a place, oldest first."""
+    def places(self, kind: type[Session | Server], after: Place | None) -> Iterator[Place]:
+        """Yield the places of all sessions, or servers, that stand after a place, oldest first."""
         order = self._order[KIND_OF[kind]].values()
         start = 0 if after is None else bisect_right(order, after)
-        for position in range(start, len(order)):
-            yield order[position][1]
+        while start < len(order):
+            yield from order[start : start + TOGETHER]
+            start += TOGETHER
+
+    def listed(self, kind: type[Session | Server], after: Place | None) -> Iterator[str]:
+        """Yield the ids of all sessions, or servers, that stand after a place, oldest first."""
+        return (id for _, id in self.places(kind, after))
 
     def sessions_after(self, after: Place | None) -> Iterator[Session]:
         """Yield the sessions that stand after a place, oldest first."""
-        records, order = self._records["session"], self._order["session"].values()
-        start = 0 if after is None else bisect_right(order, after)
-        for position in range(start, len(order)):
-            yield cast(Session, records[order[position][1]].record)
+        return map(self._session, self.listed(Session, after))
 
     def sessions_on(self, server_id: str) -> Iterable[Session]:
         """Return the sessions that are placed on a server and have not ended."""

@@ -183,8 +183,8 @@ class _Line:
         return PermissionsInvalid(f"Line {self.number}: {message}", self.number)
 
 
-_COMMENT = re.compile(r"(?:^|[ \t]+)#.*|^;.*")
-_IMPORT = re.compile(r"[ \t]*#(import|include)\b", re.IGNORECASE)
+_COMMENT = re.compile(r"(?:^|(?<=[ \t]))#.*|^;.*")
+_IMPORT = re.compile(r"#(import|include)\b", re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\x85\u2028\u2029]")
 _BETWEEN_FEATURES = re.compile(r"[ \t]*,[ \t]*|[ \t]+")
 _RULE = re.compile(r"([^ \t]+)[ \t]+(allow|disallow|deny)[ \t]+(.+)")
@@ -205,7 +205,7 @@ def _lines(text: str) -> Iterator[_Line]:
         comment = _COMMENT.search(line.text)
         if comment and _IMPORT.match(comment[0]):
             raise line.invalid("#import is refused, as it would read a file of the server")
-        content = line.text[: comment.start()] if comment else line.text
+        content = line.text[: comment.start()].rstrip(" \t") if comment else line.text
         if content:
             yield _Line(number, content)
 

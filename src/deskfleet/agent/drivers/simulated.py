@@ -121,12 +121,17 @@ class SimulatedDriver:
         self._hangs = True
 
     def _keep(self, session: Running) -> None:
-        self._running[session.session_id] = session
         if self._state_dir is not None:
             path = _path(self._state_dir, session.session_id)
             draft = path.with_suffix(".new")
-            draft.write_bytes(msgspec.json.encode(session))
+            try:
+                draft.write_bytes(msgspec.json.encode(session))
+            except OSError:
+                # A full disk, say: half a file would keep what others could use.
+                draft.unlink(missing_ok=True)
+                raise
             draft.rename(path)
+        self._running[session.session_id] = session
 
     def _forget(self, session_id: str) -> bool:
         """Forget a session; return whether it ran."""

@@ -17,8 +17,8 @@ from itertools import islice
 from deskfleet.broker.service.liveness import Liveness
 from deskfleet.broker.service.placing import Placing
 from deskfleet.broker.service.replica import Replica
-from deskfleet.broker.service.silence import Silence
 from deskfleet.broker.service.signing_keys import outlived
+from deskfleet.broker.service.silence import Silence
 from deskfleet.core.change import Change, ChangeSet, Check, Drop, Put
 from deskfleet.core.records import Broker, Facts, Link, Report, Server, Session, SigningKey
 from deskfleet.core.session import end, replace

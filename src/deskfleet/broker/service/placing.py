@@ -31,6 +31,7 @@ GAP_SECONDS = 0.05
 PASS_SECONDS = 0.05
 BUSY_SECONDS = 0.1
 """When the queue is looked at again after the store was too busy to write."""
+ENDING = "this broker is ending; try again"
 
 
 @dataclass(slots=True)
@@ -51,6 +52,7 @@ class Placing:
         self._limits = limits
         self._newcomers: list[_Waiter] = []
         self._wanted = asyncio.Event()
+        self._has_ended = False
         self._alarm: asyncio.Handle | None = None
         # uvloop's handle of what is due at once doesn't know when it is due.
         self._alarm_at = 0.0
@@ -68,6 +70,8 @@ class Placing:
 
     async def create(self, request: SessionRequest) -> Outcome:
         """Place a new session, or let it wait where its client asked for that, or refuse it."""
+        if self._has_ended:
+            raise Unavailable(ENDING)
         session = sessions.new(self._ids.uuid(), request, self._clock.now())
         waiter = _Waiter(session, asyncio.get_running_loop().create_future())
         self._newcomers.append(waiter)
@@ -79,14 +83,24 @@ class Placing:
         loop = asyncio.get_running_loop()
         if self._fleet.count_waiting():
             self._wanted.set()
-        while True:
-            await self._wanted.wait()
-            self._wanted.clear()
-            self._not_before = loop.time() + GAP_SECONDS
-            batch, self._newcomers = self._newcomers[:BATCH], self._newcomers[BATCH:]
-            await self._place(batch)
-            if self._newcomers:
-                self._wanted.set()
+        batch: list[_Waiter] = []
+        try:
+            while True:
+                await self._wanted.wait()
+                self._wanted.clear()
+                self._not_before = loop.time() + GAP_SECONDS
+                batch, self._newcomers = self._newcomers[:BATCH], self._newcomers[BATCH:]
+                await self._place(batch)
+                if self._newcomers:
+                    self._wanted.set()
+                # A pass with nothing to write waits for nobody; others want their turn too.
+                await asyncio.sleep(0)
+        finally:
+            # Nobody must wait for an answer that nobody gives any more.
+            self._has_ended = True
+            for waiter in (*batch, *self._newcomers):
+                if not waiter.placed.done():
+                    waiter.placed.set_exception(Unavailable(ENDING))
 
     def _notice(self, entries: Entries) -> None:
         """Look at the queue again where anything of this may help somebody in it."""

@@ -9,6 +9,7 @@ not block. Retrying a lost race is the one job of `decide`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeAlias, TypeVar
@@ -79,7 +80,9 @@ class Replica:
         if entries and revision == self.fleet.revision + 1:
             self._take(revision, entries)
         elif revision > self.fleet.revision:
-            await self.catch_up()
+            # It is written, and must not be called undone because the store is too busy to read.
+            with contextlib.suppress(Unavailable):
+                await self.catch_up()
         for told in self._after_commit:
             told()
         return revision

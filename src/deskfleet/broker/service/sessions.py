@@ -110,17 +110,16 @@ class Sessions:
         owners: Collection[str],
         tags: Collection[tuple[str, str]],
         after: Place | None = None,
-    ) -> Iterator[Session]:
-        """Find the sessions after a place that match all that is given, oldest first.
+    ) -> Iterator[Place]:
+        """Find the places of the sessions that match all that is given, oldest first.
 
         The caller has caught up, and lets nothing happen until it has taken what it wants.
         """
-        candidates = self._candidates(ids, owners, after)
-        if not owners and not tags:
-            return candidates
+        if not ids and not owners and not tags:
+            return self._fleet.places(Session, after)
         return (
-            session
-            for session in candidates
+            place_of(session)
+            for session in self._candidates(ids, owners, after)
             if all(session.request.owner == owner for owner in owners)
             and all(self._has_tag(session, key, value) for key, value in tags)
         )
@@ -165,12 +164,11 @@ class Sessions:
         return answers, tuple(change for group in changes.values() for change in group)
 
     def _forget(self, session: Session) -> tuple[Change, ...]:
-        dropped: list[Change] = [
-            Drop("session", session.id, self._fleet.revision_of(Session, session.id))
-        ]
-        if self._fleet.report(session.id) is not None:
-            dropped.append(Drop("report", session.id, self._fleet.revision_of(Report, session.id)))
-        return tuple(dropped)
+        # Without a report this asks that none has come meanwhile: it would be left behind alone.
+        return (
+            Drop("session", session.id, self._fleet.revision_of(Session, session.id)),
+            Drop("report", session.id, self._fleet.revision_of(Report, session.id)),
+        )
 
     async def update_permissions(
         self, updates: Sequence[PermissionsUpdate]

@@ -1,8 +1,8 @@
 """Keeps what was made of each session for as long as it would come out the same.
 
 Portals read the same sessions again and again, between few changes. What is kept of a session is
-dropped when its record, its report, or its server's facts or link change; whether the broker that
-holds the link lives is asked at each look, for brokers die without a word.
+dropped when its record, its report, or its server's facts or link change; and, for brokers die
+without a word, each look asks which of them live and drops what was made when others did.
 
 Law: what is given is what would be made now. Must not: hold what a client's request says.
 """
@@ -10,7 +10,6 @@ Law: what is given is what would be made now. Must not: hold what a client's req
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from deskfleet.broker.service.liveness import Liveness
@@ -20,44 +19,47 @@ from deskfleet.core.records import Session
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class _Kept(Generic[T]):
-    made: T
-    server_id: str | None
-    holder_id: str
-    """The broker that holds the server's link; empty where there is no link."""
-    holder_alive: bool
-
-
 class Showing(Generic[T]):
     def __init__(self, replica: Replica, liveness: Liveness, make: Callable[[Session], T]) -> None:
         """`make` may look at nothing but the session, its report, and its server."""
         self._fleet = replica.fleet
-        self._is_alive = liveness.is_alive
+        self._liveness = liveness
         self._make = make
-        self._kept: dict[str, _Kept[T]] = {}
+        self._kept: dict[str, T] = {}
+        self._server_of: dict[str, str] = {}
         self._on_server: dict[str, set[str]] = {}
+        self._alive = liveness.alive()
         replica.subscribe(self._drop_changed)
 
-    def of(self, sessions: Iterable[Session]) -> list[T]:
+    def of(self, session_ids: Iterable[str]) -> list[T]:
         """Return what is made of each of these sessions of the fleet as caught up."""
-        known, is_alive = self._kept, self._is_alive
-        return [
-            kept.made
-            if (kept := known.get(session.id)) and is_alive(kept.holder_id) is kept.holder_alive
-            else self._remake(session)
-            for session in sessions
-        ]
+        self._drop_unsure()
+        known = self._kept.get
+        made = [known(id) or self._remake(id) for id in session_ids]
+        # A broker whose time ran out meanwhile is alive in some of it, and dead in the rest.
+        self._drop_unsure()
+        return made
 
-    def _remake(self, session: Session) -> T:
+    def _remake(self, session_id: str) -> T:
+        session = self._fleet.session(session_id)
+        assert session is not None  # its id comes from the fleet
+        made = self._kept[session_id] = self._make(session)
         server_id = session.server_id
-        link = None if server_id is None else self._fleet.link(server_id)
-        holder_id = "" if link is None else link.broker_id
-        kept = _Kept(self._make(session), server_id, holder_id, self._is_alive(holder_id))
-        self._kept[session.id] = kept
         if server_id is not None:
-            self._on_server.setdefault(server_id, set()).add(session.id)
-        return kept.made
+            self._server_of[session_id] = server_id
+            self._on_server.setdefault(server_id, set()).add(session_id)
+        return made
+
+    def _drop_unsure(self) -> None:
+        """Drop what was made while other brokers lived than now."""
+        alive = self._liveness.alive()
+        changed, self._alive = alive ^ self._alive, alive
+        if not changed:
+            return
+        for server_id in list(self._on_server):
+            link = self._fleet.link(server_id)
+            if link is not None and link.broker_id in changed:
+                self._drop_on(server_id)
 
     def _drop_changed(self, entries: Entries) -> None:
         for entry in entries:
@@ -65,14 +67,18 @@ class Showing(Generic[T]):
             if kind in {"session", "report"}:
                 self._drop(id)
             elif kind in {"facts", "link"}:
-                for session_id in list(self._on_server.get(id, ())):
-                    self._drop(session_id)
+                self._drop_on(id)
+
+    def _drop_on(self, server_id: str) -> None:
+        for session_id in self._on_server.pop(server_id, ()):
+            del self._kept[session_id], self._server_of[session_id]
 
     def _drop(self, session_id: str) -> None:
-        kept = self._kept.pop(session_id, None)
-        if kept is None or kept.server_id is None:
+        self._kept.pop(session_id, None)
+        server_id = self._server_of.pop(session_id, None)
+        if server_id is None:
             return
-        beside = self._on_server[kept.server_id]
+        beside = self._on_server[server_id]
         beside.remove(session_id)
         if not beside:
-            del self._on_server[kept.server_id]
+            del self._on_server[server_id]

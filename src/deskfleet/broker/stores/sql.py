@@ -111,6 +111,9 @@ class SqlStore:
                     raise Unavailable("the store is busy; try again") from error
                 self._ended = f"the store failed: {self._database.explain(error)}"
                 raise StoreFailed(self._ended) from error
+            except StoreFailed as error:
+                self._ended = error.message
+                raise
 
     @contextmanager
     def _transaction(self, connection: Connection) -> Iterator[None]:

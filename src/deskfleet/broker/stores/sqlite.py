@@ -7,14 +7,15 @@ beside the first one's work: a reader in WAL mode waits for nobody.
 Laws: WAL, so that readers and the writer don't wait for each other; synchronous=FULL, so that a
 commit is on the disk when it returns. The log is folded back by an explicit checkpoint: in an
 automatic one SQLite swallows the errors of the disk. A file that is damaged, newer than this
-program, or not a store at all is refused at the start.
+program, or not a store at all is refused at the start; one that was removed or replaced under way
+ends the store at the next commit, which would be gone at the next start.
 """
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from sqlalchemy import Connection, create_engine, insert, inspect
@@ -27,7 +28,7 @@ from deskfleet.broker.stores.schema import VERSION, Schema
 from deskfleet.broker.stores.settlement import Row
 from deskfleet.core.change import ABSENT
 from deskfleet.core.records import Revision
-from deskfleet.errors import SetupFailed
+from deskfleet.errors import SetupFailed, StoreFailed
 
 _PAGE_BYTES = 4096
 _PAGES_PER_ROW = 3
@@ -48,10 +49,12 @@ class Sqlite:
         if not url.database or url.database == ":memory:" or url.query:
             raise SetupFailed("the SQLite store needs a plain file: sqlite:////path/to/store.db")
         self._path = Path(url.database).absolute()
+        self._log_path = self._path.with_name(f"{self._path.name}-wal")
         self._schema = schema
         self._busy_timeout = busy_timeout
         self._log_pages = 0
         self._glancing: sqlite3.Connection | None = None
+        self._files: tuple[tuple[int, int] | None, ...] = ()
 
     def open(self) -> Connection:
         """Open the file, or make it on first use. Raises `SetupFailed` where it can't serve."""
@@ -70,6 +73,7 @@ class Sqlite:
                     self._path, timeout=0, isolation_level=None, check_same_thread=False
                 )
                 opened.pop_all()
+            self._files = self._identities()
         except OSError as error:
             raise SetupFailed(f"the store can't be opened: {self._path}: {error}") from error
         except DBAPIError as error:
@@ -105,10 +109,26 @@ class Sqlite:
         return f"{error.orig} ({name})" if name else str(error.orig)
 
     def wrote(self, rows: Iterable[Row]) -> None:
-        """Keep count of the log, in pages, rather too many than too few."""
+        """Keep count of the log, in pages, rather too many than too few.
+
+        Raises `StoreFailed` where what was written is not what will be found at the next start.
+        """
+        if self._identities() != self._files:
+            raise StoreFailed(f"the store failed: {self._path} was removed or replaced")
         self._log_pages += _PAGES_PER_ROW + sum(
             _PAGES_PER_ROW + len(row.body or b"") // _PAGE_BYTES for row in rows
         )
+
+    def _identities(self) -> tuple[tuple[int, int] | None, ...]:
+        """Tell the files apart that lie where the store and its log should, in a few microseconds."""
+        found: list[tuple[int, int] | None] = []
+        for path in (self._path, self._log_path):
+            identity = None
+            with suppress(OSError):
+                there = path.stat()
+                identity = there.st_dev, there.st_ino
+            found.append(identity)
+        return tuple(found)
 
     def tidy(self, connection: Connection) -> None:
         """Fold the log back once it is long. Called outside of a transaction."""

@@ -6,6 +6,7 @@ their refusals inside, in the order of the request.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from starlette.requests import Request
@@ -16,9 +17,9 @@ from deskfleet.broker.service.screenshots import Wish
 from deskfleet.broker.service.servers import Closing, Failure
 from deskfleet.broker.service.sessions import Deletion, PermissionsUpdate, SessionView
 from deskfleet.broker.web import rendering, shapes
-from deskfleet.broker.web.bodies import MAX_NAME_BYTES, decode_body, to_request
+from deskfleet.broker.web.bodies import decode_body, to_request
 from deskfleet.broker.web.limits import body_of
-from deskfleet.core.fleet import place_of
+from deskfleet.core.fleet import Place, place_of
 from deskfleet.core.placement import Refusal
 from deskfleet.core.records import Facts, Session
 from deskfleet.core.server import Availability
@@ -26,6 +27,10 @@ from deskfleet.core.session import Seen, State, Substate
 from deskfleet.errors import Invalid
 
 PAGE = 1000
+MAX_USER = 256
+"""Characters."""
+
+_UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ufffe\uffff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +59,11 @@ class Api:
         after = house.paging.after(asked.next_token, query)
         await house.replica.catch_up()
         rows = house.sessions.select(asked.session_ids or (), owners, tags, after)
-        page, token = house.paging.page(rows, asked.max_results or PAGE, query, place_of)
+        page, token = house.paging.page(rows, asked.max_results or PAGE, query, _itself)
         return self._answer(
             rendering.SessionRows(
                 request_id=house.ids.uuid(),
-                sessions=self._rows.of(page),
+                sessions=self._rows.of(id for _, id in page),
                 next_token=token,
             )
         )
@@ -183,7 +188,7 @@ class Api:
 
     async def get_session_connection_data(self, request: Request) -> Response:
         session_id, user = request.path_params["sessionId"], request.path_params["user"]
-        if not user.isprintable() or not 0 < len(user.encode()) <= MAX_NAME_BYTES:
+        if not 0 < len(user) <= MAX_USER or _UNFIT.search(user):
             # It travels in a token and in XML, and is nobody's name.
             raise Invalid("the user is empty, too long, or holds characters that can't be printed")
         view, token = await self._house.sessions.connect(session_id, user)
@@ -301,6 +306,10 @@ class Api:
     @staticmethod
     def _answer(answer: shapes.Answer) -> Response:
         return Response(rendering.encode(answer), media_type="application/json")
+
+
+def _itself(place: Place) -> Place:
+    return place
 
 
 def _filters(
