@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from support.constant_server import Constant, constant_server
-from support.load import Load, Result, request_bytes, run_load
-from support.measuring import processor_seconds, ratio, spread, told
+from support.load import request_bytes
+from support.measuring import ratio, spread, told
 from support.programs import Portal, Program, Site
+from support.serving import port_of, serve
 from support.waiting import until
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(300)]
@@ -21,23 +21,6 @@ ASKED = b"{}"
 SESSIONS = 10
 ROUNDS = 9
 GOAL = 0.6
-
-
-@dataclass(frozen=True)
-class Served:
-    """One round of one server."""
-
-    load: Result
-    processor_seconds: float
-
-    @property
-    def rate(self) -> float:
-        return self.load.answers_per_second
-
-    @property
-    def cost(self) -> float:
-        """Return the processor time of one answer, in microseconds."""
-        return 1e6 * self.processor_seconds / self.load.answers
 
 
 def test_an_answer_costs_little_more_than_a_constant(tmp_path: Path) -> None:
@@ -83,15 +66,3 @@ def start(site: Site) -> tuple[Program, Portal]:
     for number in range(SESSIONS):
         portal.ready("alice", f"session {number}")
     return broker, portal
-
-
-def serve(port: int, pid: int, ca_file: Path, request: bytes) -> Served:
-    before = processor_seconds(pid)
-    load = run_load(Load(port, str(ca_file), request))
-    return Served(load, processor_seconds(pid) - before)
-
-
-def port_of(portal: Portal) -> int:
-    port = portal._http.base_url.port
-    assert port is not None
-    return port

@@ -10,6 +10,7 @@ import contextlib
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, cast
 
 import jwt
@@ -55,7 +56,7 @@ def requirements_parser() -> Target[str]:
                 assert requirements.parse(printed) == parsed
 
     return Target(
-        run=run,
+        readers=[run],
         seeds=[
             "",
             "tag:color = 'pink' and (server:Host.Os.Family = 'windows' or tag:color := 'red')",
@@ -92,11 +93,13 @@ def permissions_parser() -> Target[str]:
             allowed = parsed.features("ann", "bob", frozenset({"staff"}))
             named = [r.features for r in parsed.rules if r.verdict is permissions.Verdict.ALLOW]
             assert allowed <= frozenset().union(*named)
+
+    def run_as_it_came(text: str) -> None:
         with contextlib.suppress(PermissionsInvalid):
             permissions.decode(text)
 
     return Target(
-        run=run,
+        readers=[run, run_as_it_came],
         seeds=[
             "[permissions]\n%owner% allow builtin\n%any% deny printer, usb\n",
             "[groups]\nteam=ann, osgroup:staff\nall=group:team, user:bob\n"
@@ -139,7 +142,7 @@ def next_token() -> Target[str]:
             assert text[:-4] == token[:-4]
 
     return Target(
-        run=run,
+        readers=[run],
         seeds=[token, other, "", "A" * 24, "=" * 30, "A" * 60_000],
         words=["=", "-", "_", "+", "/", "A", "\n", "é", "\x00", token[:22], other[22:]],
         modules=["service/paging.py"],
@@ -165,7 +168,7 @@ def tokens() -> Target[str]:
     head, body, seal = theirs.split(".")
     none = jwt.encode({"sub": "eve"}, "", "none")
     return Target(
-        run=run,
+        readers=[run],
         seeds=[
             *(mine, elsewhere, theirs, none, "", ".", "..", "a.b.c"),
             jwt.encode({"client_id": "eve", "iss": "login"}, "x" * 40, "HS256", {"kid": "key"}),
@@ -224,26 +227,28 @@ def request_bodies() -> Target[bytes]:
         shapes.DescribeServersRequestData,
     ]
 
-    def run(body: bytes) -> None:
-        for type in types:
-            try:
-                decoded = decode_body(body, type)
-            except Invalid as error:
-                assert error.message.isprintable()
-                assert len(error.message) < 1_000
-            else:
-                if type is types[0]:
-                    for item in cast(Any, decoded):
-                        to_request(item)
+    def run(type: Any, body: bytes) -> None:
+        try:
+            decoded = decode_body(body, type)
+        except Invalid as error:
+            assert error.message.isprintable()
+            assert len(error.message) < 1_000
+        else:
+            if type is types[0]:
+                for item in cast(Any, decoded):
+                    to_request(item)
 
     full = {
         **dict.fromkeys(("Name", "Owner", "InitFile", "AutorunFile", "StorageRoot"), "x"),
-        **{"Type": "VIRTUAL", "DcvGlEnabled": True, "MaxConcurrentClients": 2},
-        **{"AutorunFileArguments": ["a", "b"], "Requirements": "tag:a = 'b'"},
+        "Type": "VIRTUAL",
+        "DcvGlEnabled": True,
+        "MaxConcurrentClients": 2,
+        "AutorunFileArguments": ["a", "b"],
+        "Requirements": "tag:a = 'b'",
     }
     filters = [{"Key": "owner", "Value": "ann"}]
     return Target(
-        run=run,
+        readers=[partial(run, type) for type in types],
         seeds=[
             *(b"", b"{}", b"[]", b"[{}]", b"null"),
             json.dumps([full]).encode(),

@@ -1,4 +1,5 @@
-"""A load client in a process of its own: keep-alive TLS connections, one request over and over.
+"""A load client in a process of its own: keep-alive TLS connections, the same requests again and
+again.
 
 Reads one JSON object on standard input and prints one on standard output. Its requests are bytes
 that were made before, and its answers are told apart by their length alone, so that it costs less
@@ -12,7 +13,9 @@ import resource
 import ssl
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import cycle
 from typing import cast
 
 import msgspec
@@ -27,6 +30,8 @@ class Load(msgspec.Struct, frozen=True):
     port: int
     ca_file: str
     request: bytes
+    more_requests: tuple[bytes, ...] = ()
+    """To be sent in turn with the first one, by all connections together."""
     connections: int = 16
     warm_up_seconds: float = 0.3
     seconds: float = 2.0
@@ -67,16 +72,18 @@ class _Count:
 
 
 class _Connection(asyncio.Protocol):
-    """Sends its request again as soon as an answer is whole."""
+    """Sends the next request as soon as an answer is whole."""
 
-    def __init__(self, request: bytes, count: _Count, failed: asyncio.Future[None]) -> None:
-        self._request, self._count, self._failed = request, count, failed
+    def __init__(
+        self, requests: Iterator[bytes], count: _Count, failed: asyncio.Future[None]
+    ) -> None:
+        self._requests, self._count, self._failed = requests, count, failed
         self._expected = 0
         self._got = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._transport.write(self._request)
+        self._transport.write(next(self._requests))
 
     def data_received(self, data: bytes) -> None:
         if not self._got and not data.startswith(b"HTTP/1.1 200 "):
@@ -90,9 +97,9 @@ class _Connection(asyncio.Protocol):
         if len(self._got) > self._expected:
             self._fail("an answer of another length")
             return
-        self._got = b""
+        self._got, self._expected = b"", 0
         self._count.answers += 1
-        self._transport.write(self._request)
+        self._transport.write(next(self._requests))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._fail(f"the connection was lost: {exc}")
@@ -116,10 +123,11 @@ async def _apply(load: Load) -> Result:
     context = ssl.create_default_context(cafile=load.ca_file)
     failed: asyncio.Future[None] = loop.create_future()
     count = _Count()
+    requests = cycle((load.request, *load.more_requests))
     transports = [
         (
             await loop.create_connection(
-                lambda: _Connection(load.request, count, failed),
+                lambda: _Connection(requests, count, failed),
                 "127.0.0.1",
                 load.port,
                 ssl=context,

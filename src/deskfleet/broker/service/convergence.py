@@ -255,7 +255,10 @@ class Links:
         self._held[agent.server_id] = agent
 
     def part(self, agent: AgentSession) -> None:
-        """Let go of a link that has ended; after the grace the server counts as lost."""
+        """Let go of a link that has ended; after the grace the server counts as lost.
+
+        Silence has been waited for already.
+        """
         agent.end()
         if self._held.get(agent.server_id) is not agent:
             return
@@ -264,7 +267,9 @@ class Links:
             # This broker's record goes with it, which tells as much as a lost link.
             return
         log.info("link.lost", extra={"server_id": agent.server_id, "epoch": agent.link.epoch})
-        parting = asyncio.create_task(self._mark_lost(agent.server_id, agent.link.epoch))
+        silent = agent.link.is_silent(self._house.clock.monotonic())
+        grace = 0.0 if silent else self._grace_seconds
+        parting = asyncio.create_task(self._mark_lost(agent.server_id, agent.link.epoch, grace))
         self._partings.add(parting)
         parting.add_done_callback(self._partings.discard)
 
@@ -276,7 +281,7 @@ class Links:
             parting.cancel()
         await asyncio.gather(*self._partings, return_exceptions=True)
 
-    async def _mark_lost(self, server_id: str, epoch: int) -> None:
+    async def _mark_lost(self, server_id: str, epoch: int, grace: float) -> None:
         fleet = self._house.replica.fleet
 
         def decision() -> tuple[None, ChangeSet]:
@@ -286,8 +291,10 @@ class Links:
             lost = replace(link, up=False)
             return None, (Put(lost, fleet.revision_of(Link, server_id)),)
 
+        wait = grace
         while True:
-            await asyncio.sleep(self._grace_seconds)
+            await asyncio.sleep(wait)
+            wait = self._grace_seconds
             try:
                 await self._house.replica.decide(decision)
             except Unavailable:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from operator import itemgetter
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -30,6 +31,8 @@ PAGE = 1000
 MAX_USER = 256
 """Characters."""
 
+_ID = itemgetter(1)
+"""Of a place."""
 _UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ufffe\uffff]")
 
 
@@ -63,7 +66,7 @@ class Api:
         return self._answer(
             rendering.SessionRows(
                 request_id=house.ids.uuid(),
-                sessions=self._rows.of(id for _, id in page),
+                sessions=self._rows.of(map(_ID, page)),
                 next_token=token,
             )
         )

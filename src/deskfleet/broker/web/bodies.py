@@ -28,9 +28,10 @@ MAX_NAME_BYTES = 256
 TYPES = frozenset(str(each) for each in Type)
 
 _UNKNOWN_MEMBER = re.compile(
-    r"Object contains unknown field `(.*?)`(?: - at `\$[^`]*`)?", re.DOTALL
+    r"Object contains unknown field `(.*?)(?:`(?: - at `\$[^`]*`)?)?", re.DOTALL
 )
 _AT = re.compile(r"(.*) - at `\$\.?(.*)`", re.DOTALL)
+_LONGEST_PROBLEM = 1_000
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -98,6 +99,8 @@ def _refuse_duplicates(members: list[tuple[str, Any]]) -> None:
 
 
 def _explain(problem: str) -> str:
+    # A member's name may have megabytes; nobody reads on.
+    problem = problem[:_LONGEST_PROBLEM]
     unknown = _UNKNOWN_MEMBER.fullmatch(problem)
     if unknown:
         name = "".join(c for c in unknown[1] if c.isprintable())
