@@ -17,6 +17,7 @@ from deskfleet.core.records import (
     KINDS,
     AgentClient,
     ApiClient,
+    AuthServer,
     Aws,
     Broker,
     Cpu,
@@ -448,6 +449,7 @@ def every_record() -> Sequence[Record]:
         ApiClient(id="c", name="n", secret_hash=bytes(range(256)), created_at=NOON, active=False),
         AgentClient(id="s", name="n", secret_hash=b"", created_at=NOON),
         SoftwareStatement(id="w", statement_hash=b"\0\xff", issued_at=NOON),
+        AuthServer(id="https://login.example.org/jwks.json", registered_at=NOON),
         SigningKey(id="k", public_pem="-----", sealed=b"\x80", created_at=NOON),
     ]
 

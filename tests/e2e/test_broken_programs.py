@@ -353,10 +353,7 @@ def test_a_corrupt_journal_is_rebuilt_from_what_runs(broken_site: BrokenSite) ->
     assert site.running() == set()
 
 
-@pytest.mark.parametrize(
-    "corrupt",
-    [b"", b"{", b"[]", b'{"client_id": 7, "client_secret": null}', b'{"client_id": "\xff\xfe"}'],
-)
+@pytest.mark.parametrize("corrupt", [b"", b'{"client_id": "\xff\xfe"}'])
 def test_a_corrupt_identity_is_told_in_a_sentence(
     tmp_path_factory: pytest.TempPathFactory, prepared: Prepared, corrupt: bytes
 ) -> None:

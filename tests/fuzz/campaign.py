@@ -8,9 +8,8 @@ from pathlib import Path
 
 
 def main() -> None:
-    sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
-    from targets import TARGETS  # noqa: PLC0415  the path is set above
-
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from fuzz.targets import TARGETS  # noqa: PLC0415  the path is set above
     from support.fuzzing import Campaign  # noqa: PLC0415
 
     name, seconds, seed = sys.argv[1:]

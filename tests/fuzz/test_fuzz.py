@@ -67,4 +67,4 @@ def test_no_crash_and_no_hang(result_of: Result, target: str) -> None:
     result = result_of(target)
     assert result["failure"] is None, f"FUZZ_SEED={SEED}: {result['failure']}"
     assert result["runs"] > 20 * SECONDS
-    assert result["lines"] > 15, "it does not get anywhere"
+    assert result["lines"] > 10, "it does not get anywhere"

@@ -68,8 +68,10 @@ def test_the_laws_hold() -> None:
 
 
 @pytest.mark.torture
-@pytest.mark.timeout(7200)
-def test_the_laws_hold_for_long() -> None:
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("part", range(10))
+def test_the_laws_hold_for_long(part: int) -> None:
+    """Take other steps each time; in parts, because Hypothesis remembers every step of one."""
     happened: Counter[str] = Counter()
-    run(counted(happened), max_examples=10_000, stateful_step_count=150)
+    run(counted(happened), max_examples=1_000, stateful_step_count=150)
     check_much_happened(happened)

@@ -250,7 +250,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Fence, "check", lambda fence, fleet: Check("broker", "nobody", ABSENT))
 
 
-@planted("a server is forgotten under the feet of its link")
+@planted("a server is forgotten under the feet of its link", stories.stuck_for_long)
 def _(patch: pytest.MonkeyPatch) -> None:
     whole = Housekeeping._forget_server
 

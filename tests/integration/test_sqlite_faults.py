@@ -93,7 +93,8 @@ def test_kill_9_loses_nothing_that_was_acknowledged(path: Path) -> None:
     ledger: dict[str, Revision] = {}
     limit = time.monotonic() + 3
     cycles = 0
-    while time.monotonic() < limit:
+    # Two cycles at least, however slow the machine is.
+    while cycles < 2 or time.monotonic() < limit:
         children = [start_child(path, f"{cycles}-{side}", 10**6, 3000) for side in range(2)]
         try:
             for child in children:
@@ -113,7 +114,6 @@ def test_kill_9_loses_nothing_that_was_acknowledged(path: Path) -> None:
         assert ledger.items() <= held_in(store).items()
         store.close()
         cycles += 1
-    assert cycles >= 2
     assert len(ledger) > 20
 
 

@@ -6,6 +6,7 @@ place it ends well; the planted bugs show what happens without.
 
 from __future__ import annotations
 
+import random
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,11 @@ def only_session(world: World) -> Session:
 
 def line_of(world: World, server_id: str) -> Line:
     return next(line for line in world.lines if line.server_id == server_id and line.is_whole)
+
+
+def is_up(world: World, server_id: str) -> bool:
+    link = world.auditor.truth.link(server_id)
+    return link is not None and link.up
 
 
 def a_report_comes_late(world: World, clients: Clients) -> None:
@@ -187,16 +193,24 @@ def welcomed_by_nobody(world: World, clients: Clients) -> None:
     world.check()
     clients.close(other, "beta", force=True)
     world.check()
-    holder.commits.next_read_fails = True
-    holder.commits.release_one()
-    world.loop.advance(0.1)
+    while not is_up(world, "gamma"):
+        holder.commits.next_read_fails = True
+        holder.commits.release_one()
+        world.check()
     world.kill_agent("gamma")
     holder.commits.resume()
     it_goes_dark(world, clients)
 
 
+def stuck_for_long(world: World, clients: Clients) -> None:
+    """A broker can't write for so long that the others forget the servers whose links it holds."""
+    world.brokers["b1"].commits.holds_writes = True
+    world.loop.advance(300)
+
+
 def tell(story: Story) -> None:
     """Let a story happen, and the fleet come to rest after it."""
+    random.seed(0)  # agents jitter
     with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder:
         world = World(Path(folder))
         try:

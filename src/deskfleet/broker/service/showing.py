@@ -29,28 +29,38 @@ class Showing(Generic[T]):
         self._server_of: dict[str, str] = {}
         self._on_server: dict[str, set[str]] = {}
         self._alive = liveness.alive()
+        self._dropped: list[Callable[[str], None]] = []
         replica.subscribe(self._drop_changed)
 
     def of(self, session_ids: Iterable[str]) -> list[T]:
         """Return what is made of each of these sessions of the fleet as caught up."""
-        self._drop_unsure()
+        self.refresh()
         known = self._kept.get
-        made = [known(id) or self._remake(id) for id in session_ids]
-        # A broker whose time ran out meanwhile is alive in some of it, and dead in the rest.
-        self._drop_unsure()
-        return made
+        return [known(id) or self._remake(id) for id in session_ids]
+
+    def on_drop(self, told: Callable[[str], None]) -> None:
+        """Call `told` with each session of which what was made is kept no longer."""
+        self._dropped.append(told)
+
+    def is_sure(self) -> bool:
+        """Tell whether the same brokers live now as at the beginning of this look."""
+        return self._liveness.alive() == self._alive
 
     def _remake(self, session_id: str) -> T:
         session = self._fleet.session(session_id)
         assert session is not None  # its id comes from the fleet
-        made = self._kept[session_id] = self._make(session)
+        made = self._make(session)
+        # A broker whose time ran out meanwhile is alive in some of it, and dead in the rest.
+        if not self.is_sure():
+            return made
+        self._kept[session_id] = made
         server_id = session.server_id
         if server_id is not None:
             self._server_of[session_id] = server_id
             self._on_server.setdefault(server_id, set()).add(session_id)
         return made
 
-    def _drop_unsure(self) -> None:
+    def refresh(self) -> None:
         """Drop what was made while other brokers lived than now."""
         alive = self._liveness.alive()
         changed, self._alive = alive ^ self._alive, alive
@@ -70,11 +80,14 @@ class Showing(Generic[T]):
                 self._drop_on(id)
 
     def _drop_on(self, server_id: str) -> None:
-        for session_id in self._on_server.pop(server_id, ()):
-            del self._kept[session_id], self._server_of[session_id]
+        for session_id in list(self._on_server.get(server_id, ())):
+            self._drop(session_id)
 
     def _drop(self, session_id: str) -> None:
-        self._kept.pop(session_id, None)
+        if self._kept.pop(session_id, None) is None:
+            return
+        for told in self._dropped:
+            told(session_id)
         server_id = self._server_of.pop(session_id, None)
         if server_id is None:
             return

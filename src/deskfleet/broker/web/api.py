@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from operator import itemgetter
 
 from starlette.requests import Request
 from starlette.responses import Response
 
+from deskfleet.broker.service.blocks import Blocks
 from deskfleet.broker.service.house import House
 from deskfleet.broker.service.screenshots import Wish
 from deskfleet.broker.service.servers import Closing, Failure
@@ -31,8 +31,6 @@ PAGE = 1000
 MAX_USER = 256
 """Characters."""
 
-_ID = itemgetter(1)
-"""Of a place."""
 _UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ufffe\uffff]")
 
 
@@ -52,7 +50,8 @@ class Api:
         self._house = house
         self._defaults = defaults
         self._server_shapes: dict[str, tuple[Facts, shapes.Server]] = {}
-        self._rows = house.sessions.showing(lambda view: rendering.row(self._session(view)))
+        rows = house.sessions.showing(lambda view: rendering.row(self._session(view)))
+        self._rows = Blocks(rows, rendering.join)
 
     async def describe_sessions(self, request: Request) -> Response:
         asked = decode_body(await body_of(request), shapes.DescribeSessionsRequestData)
@@ -66,7 +65,7 @@ class Api:
         return self._answer(
             rendering.SessionRows(
                 request_id=house.ids.uuid(),
-                sessions=self._rows.of(map(_ID, page)),
+                sessions=self._rows.of(page),
                 next_token=token,
             )
         )

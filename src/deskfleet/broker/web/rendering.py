@@ -22,7 +22,7 @@ _encoder = msgspec.json.Encoder()
 
 
 class SessionRows(shapes.Answer, frozen=True):
-    """A `DescribeSessionsResponse` whose sessions have been encoded before."""
+    """A `DescribeSessionsResponse` whose sessions have been encoded before, one or many together."""
 
     request_id: str
     sessions: Sequence[msgspec.Raw]
@@ -31,6 +31,11 @@ class SessionRows(shapes.Answer, frozen=True):
 
 def row(session: shapes.Session) -> msgspec.Raw:
     return msgspec.Raw(_encoder.encode(session))
+
+
+def join(rows: list[msgspec.Raw]) -> msgspec.Raw:
+    """Join rows so that they can stand where one stands in a list."""
+    return msgspec.Raw(b",".join(rows))
 
 
 def encode(answer: shapes.Answer) -> bytes:
