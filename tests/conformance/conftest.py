@@ -111,9 +111,12 @@ def play(own: OwnFleet, client: Api) -> Iterator[Play]:
     client.call("closeServers", [{"ServerId": one.id, "Force": True} for one in played])
     own.cut_all()
     ids = {server.id for server in played}
-    for session in client.call("describeSessions")["Sessions"]:
-        if session.get("Server", {}).get("Id") in ids and session["State"] != "DELETED":
-            client.delete(session["Id"], session["Owner"], Force=True)
+    left = [
+        {"SessionId": one["Id"], "Owner": one["Owner"], "Force": True}
+        for one in client.call("describeSessions")["Sessions"]
+        if one.get("Server", {}).get("Id") in ids
+    ]
+    client.call("deleteSessions", left)
 
 
 @pytest.fixture

@@ -150,7 +150,7 @@ def create_sessions(sessions_to_create: Any) -> None:
     show("create_sessions", api_response.to_dict())
 
 
-def delete_sessions(sessions_to_delete: Any, force: bool = False) -> None:  # noqa: FBT001, FBT002
+def delete_sessions(sessions_to_delete: Any, force: bool = False) -> None:  # noqa: FBT002
     delete_sessions_request = [
         DeleteSessionRequestData(session_id=session_id, owner=owner, force=force)
         for session_id, owner in sessions_to_delete

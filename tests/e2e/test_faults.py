@@ -180,7 +180,7 @@ def test_links_that_are_cut_anywhere_lose_nothing(fleet: Fleet) -> None:
 
 
 def test_resets_in_a_row_lose_no_command(fleet: Fleet) -> None:
-    reset_links(fleet, 7)
+    reset_links(fleet, 5)
 
 
 @pytest.mark.torture

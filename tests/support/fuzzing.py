@@ -96,8 +96,8 @@ def mutated(chance: random.Random, kept: Sequence[I], target: Target[I]) -> I:
     """Change one of the known inputs a few times."""
     candidate = chance.choice(kept)
     for _ in range(chance.choice((1, 1, 2, 3, 5, 8))):
-        candidate = _mutation(chance, candidate, kept, target.words)
-    return candidate[: target.longest]
+        candidate = _mutation(chance, candidate, kept, target.words)[: target.longest]
+    return candidate
 
 
 def _mutation(chance: random.Random, text: I, kept: Sequence[I], words: Sequence[I]) -> I:
@@ -113,7 +113,8 @@ def _mutation(chance: random.Random, text: I, kept: Sequence[I], words: Sequence
             other = chance.choice(kept)
             return text[:at] + other[chance.randrange(len(other) + 1) :]
         case 4:
-            return text[:at] + text[at:end] * chance.choice((2, 2, 3, 10, 300)) + text[end:]
+            part = text[at:end] if chance.randrange(2) else text[at : at + 8]
+            return text[:at] + part * chance.choice((2, 2, 3, 10, 300)) + text[end:]
         case 5:
             return text[:at] + _noise(chance, text) + text[at + 1 :]
         case _:

@@ -41,10 +41,10 @@ def write(state: Path, identity: Identity) -> None:
     """Keep an identity; afterwards it is on the disk."""
     fresh = state / f"{FILE}.new"
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    try:
-        os.write(descriptor, msgspec.json.encode(identity))
+    # All of it or an error: on a disk that is almost full, a single write may write a part.
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(msgspec.json.encode(identity))
+        file.flush()
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
     fresh.rename(state / FILE)
     sync_folder(state)

@@ -66,10 +66,9 @@ class Records:
         """Replace a record at once. Not flushed: after a power cut nothing runs anyway."""
         draft = self._folder / f"{record.key}.new"
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        try:
-            os.write(descriptor, msgspec.json.encode(record))
-        finally:
-            os.close(descriptor)
+        # All of it or an error: on a disk that is almost full, a single write may write a part.
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(msgspec.json.encode(record))
         draft.rename(self._path(record.key))
 
     def remove(self, key: str) -> None:

@@ -30,8 +30,11 @@ class _Block(Generic[T]):
 
 
 class Blocks(Generic[T]):
-    def __init__(self, showing: Showing[T], join: Callable[[list[T]], T]) -> None:
+    def __init__(
+        self, showing: Showing[T], join: Callable[[list[T]], T], together: int = TOGETHER
+    ) -> None:
         self._showing = showing
+        self._together = together
         self._join = join
         self._kept: dict[str, _Block[T]] = {}
         """By the first session of each."""
@@ -41,10 +44,8 @@ class Blocks(Generic[T]):
     def of(self, places: Sequence[Place]) -> list[T]:
         """Return what is made of these sessions of the fleet as caught up, block by block."""
         self._showing.refresh()
-        return [
-            self._joined(places[start : start + TOGETHER])
-            for start in range(0, len(places), TOGETHER)
-        ]
+        size = self._together
+        return [self._joined(places[at : at + size]) for at in range(0, len(places), size)]
 
     def _joined(self, places: Sequence[Place]) -> T:
         first = places[0][1]
@@ -52,7 +53,7 @@ class Blocks(Generic[T]):
         if block is None or block.places != places:
             ids = [id for _, id in places]
             joined = self._join(self._showing.of(ids))
-            if len(places) < TOGETHER or not self._showing.is_sure():
+            if len(places) < self._together or not self._showing.is_sure():
                 return joined
             block = _Block(places, joined)
             self._keep(block, first, ids)

@@ -120,7 +120,7 @@ class Sqlite:
         )
 
     def _identities(self) -> tuple[tuple[int, int] | None, ...]:
-        """Tell the files apart that lie where the store and its log should, in a few microseconds."""
+        """Tell the files apart that lie where the store and its log should; costs microseconds."""
         found: list[tuple[int, int] | None] = []
         for path in (self._path, self._log_path):
             identity = None

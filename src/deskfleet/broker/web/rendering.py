@@ -22,7 +22,7 @@ _encoder = msgspec.json.Encoder()
 
 
 class SessionRows(shapes.Answer, frozen=True):
-    """A `DescribeSessionsResponse` whose sessions have been encoded before, one or many together."""
+    """A `DescribeSessionsResponse` whose sessions were encoded before, alone or many together."""
 
     request_id: str
     sessions: Sequence[msgspec.Raw]
