@@ -57,7 +57,7 @@ def chance(what: str) -> random.Random:
 # Brokers
 
 
-def kill_brokers(site: BrokenSite, cycles: int) -> None:
+def kill_brokers(site: BrokenSite, cycles: int, longest_life: float) -> None:
     dice = chance("kill -9 of the broker")
     site.broker()
     seats = {"left": 5, "right": 6}
@@ -72,7 +72,7 @@ def kill_brokers(site: BrokenSite, cycles: int) -> None:
         for client in clients:
             stack.enter_context(client)
         for _ in range(cycles):
-            time.sleep(dice.uniform(0.05, 1.2))
+            time.sleep(dice.uniform(0.05, longest_life))
             site.kill("broker")
             began = time.monotonic()
             site.broker()
@@ -92,17 +92,17 @@ def kill_brokers(site: BrokenSite, cycles: int) -> None:
         f" API back after at most {slowest:.2f} s"
     )
     assert len(ledger.created) > 3 * cycles
-    assert len(ledger.deleted) > cycles
+    assert len(ledger.deleted) > 2 * cycles
 
 
 def test_kill_9_of_the_broker_loses_nothing_that_was_answered(broken_site: BrokenSite) -> None:
-    kill_brokers(broken_site, 5)
+    kill_brokers(broken_site, 5, 1.2)
 
 
 @pytest.mark.torture
 @pytest.mark.timeout(3600)
 def test_a_hundred_kills_of_the_broker_lose_nothing(broken_site: BrokenSite) -> None:
-    kill_brokers(broken_site, 120)
+    kill_brokers(broken_site, 120, 4.0)
 
 
 def test_a_paused_broker_comes_back_to_a_fleet_that_went_on(broken_site: BrokenSite) -> None:
