@@ -10,9 +10,9 @@ import pytest
 from support.programs import LiveBroker, up
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def live_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveBroker]:
-    """Yield a real broker over SQLite with one agent that runs simulated sessions."""
+    """Yield a real broker over SQLite with one agent of simulated sessions, for one module alone."""
     state: Path = tmp_path_factory.mktemp("live") / "state"
     with up(state) as (_program, broker):
         yield broker

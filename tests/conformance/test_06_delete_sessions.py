@@ -58,9 +58,10 @@ class TestRequestParameters:
         server = play()
         session_id = api.ready(owner, **on(server))
         api.delete(session_id, owner, Force=True)
-        until(lambda: server.desire(session_id) is None)
         server.tell()
-        again = api.wait(session_id, "READY")
+        until(lambda: (api.describe(session_id) or {}).get("State") == "READY")
+        again = api.describe(session_id)
+        assert again is not None
         assert (again["Owner"], again["Server"]["Id"]) == (owner, server.id)
 
     @pytest.mark.own_broker

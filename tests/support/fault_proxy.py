@@ -20,6 +20,7 @@ import struct
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Self, TypeVar
 
 T = TypeVar("T")
@@ -159,7 +160,9 @@ class FaultProxy:
             if self._refusing:
                 connection.reset()
                 continue
-            self._open[connection] = self._loop.create_task(self._forward(connection))
+            task = self._loop.create_task(self._forward(connection))
+            self._open[connection] = task
+            task.add_done_callback(partial(self._close, connection))
 
     async def _forward(self, connection: _Connection) -> None:
         pumps: list[asyncio.Task[None]] = []
@@ -176,10 +179,14 @@ class FaultProxy:
                 pump.cancel()
             await asyncio.gather(*pumps, return_exceptions=True)
             connection.reset()
-        finally:
-            connection.client.close()
-            connection.server.close()
-            del self._open[connection]
+
+    def _close(self, connection: _Connection, task: asyncio.Task[None]) -> None:
+        if task.cancelled():
+            # Before it had begun.
+            connection.reset()
+        connection.client.close()
+        connection.server.close()
+        del self._open[connection]
 
     async def _pump(self, connection: _Connection, source: socket.socket, way: Way) -> None:
         sink = connection.server if source is connection.client else connection.client

@@ -32,14 +32,17 @@ def run(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> None:
     """Run `main(stop)` until it returns; `stop` is set by the signals that end a program."""
     # A busy event loop would let the store's thread wait for 5 ms at each turn.
     sys.setswitchinterval(0.0005)
+    failure: DeskfleetError | None = None
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_until_stopped(main))
-    except* SetupFailed as group:
-        fail(_first(group))
-    except* StoreFailed as group:
-        log.critical("store.failed", extra={"reason": str(_first(group))})
-        fail(_first(group))
+    except* (SetupFailed, StoreFailed) as group:
+        failure = _first(group)
+    # Only out here: what is raised inside of the except* would end in a group of its own.
+    if isinstance(failure, StoreFailed):
+        log.critical("store.failed", extra={"reason": failure.message})
+    if failure is not None:
+        fail(failure)
 
 
 class _Stop(asyncio.Event):

@@ -39,6 +39,8 @@ class Paging:
             if len(token) > MAX_TOKEN_CHARACTERS:
                 raise ValueError("too long")
             sealed = base64.b64decode(token.encode("ascii"), altchars=b"-_", validate=True)
+            if base64.urlsafe_b64encode(sealed).decode() != token:
+                raise ValueError("not written as it was")
             mac, payload = sealed[:MAC_BYTES], sealed[MAC_BYTES:]
             if not hmac.compare_digest(mac, self._mac(payload, query)):
                 raise ValueError("not ours, or of another query")
