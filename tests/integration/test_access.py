@@ -364,8 +364,10 @@ class TestLimits:
             assert stopped[0].headers["retry-after"] == "1"
             assert world.status(two, "limited") == 200
             assert door.get("/health").status_code == 200
-        throttled = [line for line in world.site.log("limited").splitlines() if "429" in line]
-        assert len(throttled) == 1
+        log = world.site.log("limited").splitlines()
+        throttled = [line for line in log if '"status": 429' in line]
+        # One line tells of many: far fewer lines than refusals.
+        assert 1 <= len(throttled) <= 1 + spent
 
     def test_none_is_none(self, world: World) -> None:
         with (
