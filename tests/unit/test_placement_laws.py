@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from deskfleet.core import platforms
 from deskfleet.core.fleet import Fleet, Reachable
-from deskfleet.core.placement import LOOKS, Placement, Refusal, Tally, parse_once, place
-from deskfleet.core.records import Facts, Record, Server, SessionRequest, Type
+from deskfleet.core.placement import FEW, Placement, Refusal, Tally, parse_once, place
+from deskfleet.core.records import Facts, Link, Record, Server, SessionRequest, Type
 from deskfleet.core.requirements import Requirements
 from deskfleet.core.server import Seats, no_seat_for, unavailability
 from deskfleet.core.session import replace
@@ -111,21 +111,31 @@ def counted(refusal: Refusal, total: int) -> Counter[str]:
     return Counter({reason: int(count) for count, _, reason in parts})
 
 
-@pytest.mark.parametrize("looks", [LOOKS, (1,), ()])
+@pytest.mark.parametrize("few", [FEW, 1, 0])
 def test_who_is_to_be_avoided_is_the_last_resort_however_it_is_found(
-    looks: tuple[int, ...],
+    few: int,
 ) -> None:
     fleet = Fleet()
     apply(fleet, [record for id in ("n1", "n2") for record in (a_server(id), some_facts(id))])
 
     def chosen(avoid: Collection[str]) -> Placement | Refusal:
         tally = Tally(fleet)
-        return place(
-            a_request(), fleet, tally, reachable=lambda _id: True, avoid=avoid, looks=looks
-        )
+        return place(a_request(), fleet, tally, reachable=lambda _id: True, avoid=avoid, few=few)
 
     assert chosen(()) == chosen(("n2",)) == chosen(("n1", "n2")) == Placement("n1")
     assert chosen(("n1",)) == Placement("n2")
+
+
+def test_what_a_batch_has_taken_is_no_reason_to_get_what_does_not_fit() -> None:
+    fleet = Fleet()
+    apply(fleet, [a_server("n1"), some_facts("n1", gpu="no")])
+    apply(fleet, [a_server("n2"), some_facts("n2", gpu="yes")])
+    apply(fleet, [a_session(f"s{seat}", server="n2") for seat in range(3)])
+    tally = Tally(fleet)
+    tally.take("n1", a_session("new"))
+    asked = a_request(requirements="not tag:gpu = 'no'")
+    answer = place(asked, fleet, tally, reachable=lambda _id: True, few=1)
+    assert answer == Placement("n2")
 
 
 @settings(deadline=None)
@@ -134,14 +144,14 @@ def test_who_is_to_be_avoided_is_the_last_resort_however_it_is_found(
     wishes=st.lists(requests(), min_size=1, max_size=4),
     silent=st.sets(server_ids, max_size=1),
     avoid=st.sets(server_ids, max_size=2),
-    looks=st.sampled_from([LOOKS, (1, 2), ()]),
+    few=st.sampled_from([FEW, 2, 0]),
 )
 def test_the_same_server_as_the_plainest_search_or_the_same_counts(
     fleet: Fleet,
     wishes: list[SessionRequest],
     silent: set[str],
     avoid: set[str],
-    looks: tuple[int, ...],
+    few: int,
 ) -> None:
     tally = Tally(fleet)
     taken: list[tuple[str, SessionRequest]] = []
@@ -153,7 +163,7 @@ def test_the_same_server_as_the_plainest_search_or_the_same_counts(
             tally,
             reachable=lambda id: id not in silent,
             avoid=avoid,
-            looks=looks,
+            few=few,
         )
         if isinstance(answer, Placement):
             assert answer.server_id == expected
@@ -163,9 +173,9 @@ def test_the_same_server_as_the_plainest_search_or_the_same_counts(
             assert counted(answer, fleet.count(Server)) == expected
 
 
-@given(fleet=fleets(), wish=requests(), among=st.frozensets(server_ids), looks=st.booleans())
+@given(fleet=fleets(), wish=requests(), among=st.frozensets(server_ids))
 def test_among_some_servers_it_is_the_best_of_these(
-    fleet: Fleet, wish: SessionRequest, among: frozenset[str], looks: bool
+    fleet: Fleet, wish: SessionRequest, among: frozenset[str]
 ) -> None:
     answer = place(
         wish,
@@ -173,7 +183,6 @@ def test_among_some_servers_it_is_the_best_of_these(
         Tally(fleet),
         reachable=lambda _id: True,
         among=among,
-        looks=LOOKS if looks else (1,),
     )
     expected = naive(wish, fleet, (), reachable=lambda _id: True, among=among)
     chosen = answer.server_id if isinstance(answer, Placement) else None
@@ -290,6 +299,8 @@ def test_candidates_are_the_registered_servers_in_rank_order(
     )
     assert [rank[:3] for rank in fleet.candidates.ranked()] == expected
     assert len(fleet.candidates) == len(expected)
+    up = {link.id: link.broker_id for link in fleet.each(Link) if link.up}
+    assert fleet.holders == up
     for *_, candidate in fleet.candidates.ranked():
         assert candidate.server is fleet.server(candidate.id)
         assert candidate.facts is fleet.facts(candidate.id)

@@ -28,7 +28,9 @@ class BrokerDoor:
         self.context = context
         self._urls = list(urls)
         self._clock = clock
-        self._http = httpx.AsyncClient(verify=context, timeout=LIMIT_SECONDS)
+        # Requests are rare; a kept connection would mostly be a dead one, which costs an attempt.
+        limits = httpx.Limits(max_keepalive_connections=0)
+        self._http = httpx.AsyncClient(verify=context, timeout=LIMIT_SECONDS, limits=limits)
         self._token: tuple[float, str] | None = None
 
     @property

@@ -9,7 +9,7 @@ Fed by the `Fleet`, which holds the truth; it must not be changed by anybody els
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -31,6 +31,9 @@ class Candidate:
     """Why nothing can be placed on it even while it can be reached."""
 
 
+GONE, ROOM = 2, 1024
+"""How many servers that are gone are remembered, for each that is there and at least."""
+
 Rank: TypeAlias = tuple[int, float, str, Candidate]
 """Seats taken, load, id; the lowest is the best. Ids differ, so candidates are never compared."""
 
@@ -44,6 +47,8 @@ class Ledger:
 
     def __init__(self) -> None:
         self.moment = 0
+        self.floor = 0
+        """What happened up to here is not told in full any more."""
         self._changed: dict[str, int] = {}
 
     def mark(self, server_id: str) -> None:
@@ -54,6 +59,14 @@ class Ledger:
 
     def forget(self, server_id: str) -> None:
         self._changed.pop(server_id, None)
+
+    def prune(self, keep: Container[str]) -> None:
+        """Forget all but some servers."""
+        self._changed = {id: at for id, at in self._changed.items() if id in keep}
+        self.floor = self.moment
+
+    def __len__(self) -> int:
+        return len(self._changed)
 
     def since(self, moment: int) -> list[str]:
         """Return the servers that changed after a moment, newest first."""
@@ -71,6 +84,8 @@ class Candidates:
         """Servers that may take what they could not take before, whatever their load."""
         self.moved = Ledger()
         """Those, and servers whose load or used memory has changed."""
+        self.touched = Ledger()
+        """All servers of which anything changed, or that are gone."""
         self.clear()
 
     def clear(self) -> None:
@@ -84,6 +99,10 @@ class Candidates:
 
     def get(self, server_id: str) -> Candidate | None:
         return self._each.get(server_id)
+
+    def rank_of(self, server_id: str) -> Rank:
+        """Return the rank of a candidate."""
+        return self._ranks[server_id]
 
     def these(self, server_ids: Iterable[str] | None) -> Iterable[Candidate]:
         """Return those of some servers that are registered, or all candidates."""
@@ -102,6 +121,7 @@ class Candidates:
         candidate.server, candidate.facts, candidate.seats = server, facts, seats
         candidate.load = facts.host.load[0] if facts is not None and facts.host.load else 0.0
         candidate.unavailability = unavailability(server, facts, seats, reachable=True)
+        self.touched.mark(server.id)
         old, new = self._ranks.get(server.id), rank(candidate, seats)
         if old != new:
             if old is not None:
@@ -114,6 +134,9 @@ class Candidates:
             self._order.remove(self._ranks.pop(server_id))
             self.improved.forget(server_id)
             self.moved.forget(server_id)
+            self.touched.mark(server_id)
+            if len(self.touched) > GONE * len(self._each) + ROOM:
+                self.touched.prune(self._each)
 
     def mark(self, server_id: str, *, load_only: bool = False) -> None:
         """Say that something new about a server may let it take more."""

@@ -30,6 +30,7 @@ from deskfleet.core.records import (
     Type,
 )
 from deskfleet.core.server import NO_SEATS, Seats, differ_in_load_only
+from deskfleet.core.views import Views
 
 R = TypeVar("R", bound=Record)
 Reachable: TypeAlias = Callable[[str], bool]
@@ -47,6 +48,7 @@ _NONE: Mapping[str, None] = {}
 class Fleet:
     def __init__(self) -> None:
         self.candidates = Candidates()
+        self.views = Views(self.candidates)
         self.clear()
 
     def clear(self) -> None:
@@ -54,12 +56,14 @@ class Fleet:
         self.revision: Revision = 0
         self._records: dict[str, dict[str, Stored]] = {kind: {} for kind in KIND_OF.values()}
         self._seats: dict[str, Seats] = {}
+        self._holders: dict[str, str] = {}
         self._on_server: dict[str, dict[str, None]] = {}
         self._of_owner: dict[str, dict[str, None]] = {}
         self._tagged: dict[tuple[str, str], dict[str, None]] = {}
         self._waiting: Ordered[Place] = Ordered()
         self._order: dict[str, Ordered[Place]] = {"session": Ordered(), "server": Ordered()}
         self.candidates.clear()
+        self.views.clear()
 
     def get(self, kind: type[R], id: str) -> R | None:
         stored = self._records[KIND_OF[kind]].get(id)
@@ -93,6 +97,11 @@ class Fleet:
 
     def link(self, id: str) -> Link | None:
         return self.get(Link, id)
+
+    @property
+    def holders(self) -> Mapping[str, str]:
+        """The broker that holds the link of each server whose link is up."""
+        return self._holders
 
     def seats(self, server_id: str) -> Seats:
         return self._seats.get(server_id, NO_SEATS)
@@ -159,8 +168,8 @@ class Fleet:
             self._reindex_server(id, cast(Server | None, old), cast(Server | None, new))
         elif isinstance(either, Facts):
             self._reindex_facts(id, cast(Facts | None, old), cast(Facts | None, new))
-        elif isinstance(new, Link) and new.up:
-            self.candidates.mark(id)
+        elif isinstance(either, Link):
+            self._reindex_link(id, cast(Link | None, new))
 
     def _reindex_session(self, old: Session | None, new: Session | None) -> None:
         self._reorder(self._order["session"], _place(old), _place(new))
@@ -201,6 +210,13 @@ class Fleet:
         if new is not None:
             moved = old is not None and differ_in_load_only(old, new)
             self.candidates.mark(id, load_only=moved)
+
+    def _reindex_link(self, id: str, new: Link | None) -> None:
+        if new is None or not new.up:
+            self._holders.pop(id, None)
+        else:
+            self._holders[id] = new.broker_id
+            self.candidates.mark(id)
 
     def _show(self, server_id: str) -> None:
         """Let placement see a server as it is now."""

@@ -1,10 +1,10 @@
 """Which server takes a session, or why none does.
 
 Pure: the same request, fleet and tally give the same answer, so a bad choice can be replayed.
-The best servers are tried first, and mostly one of them fits; all are looked at only where none
-does, which takes linear time. A refusal is an ordinary answer. It counts how many servers fell at
-each clause and at each limit, so that an owner reads "12 of 14 lack tag:gpu = 'yes', 2 are full"
-instead of "no capacity".
+The best servers are tried first, and mostly one of them fits; where none does, a `View` tells who
+meets the requirement, and costs testing every server only once. A refusal is an ordinary answer.
+It counts how many servers fell at each clause and at each limit, so that an owner reads "12 of 14
+lack tag:gpu = 'yes', 2 are full" instead of "no capacity".
 
 A batch is placed one after the other against one `Tally`, which adds what the batch has taken
 already to what the fleet knows.
@@ -14,18 +14,17 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Iterable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import lru_cache
 from heapq import merge
 from itertools import islice
-from typing import TypeAlias
 
 from deskfleet.core import platforms
 from deskfleet.core.candidates import Candidate, Rank, rank
 from deskfleet.core.fleet import Fleet, Reachable
-from deskfleet.core.records import Session, SessionRequest
+from deskfleet.core.records import Facts, Session, SessionRequest
 from deskfleet.core.requirements import Requirements, Term, parse
 from deskfleet.core.server import (
     NO_SEAT_FOR_OWNER,
@@ -34,16 +33,13 @@ from deskfleet.core.server import (
     no_seat_for,
     unavailability,
 )
+from deskfleet.core.views import Tag, View
 
 parse_once = lru_cache(maxsize=1024)(parse)
 """Portals send the same few expressions again and again."""
 
-LOOKS = (8, 248)
-"""So many of the best servers are tried, in two steps, before all are looked at."""
-TOGETHER = 256
-"""So many servers are sifted by one clause after the other."""
-
-Tag: TypeAlias = tuple[str, str]
+FEW = 256
+"""So many servers are looked at one by one before all of them are sifted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +83,12 @@ class Tally:
     def rank(self, candidate: Candidate) -> Rank:
         return rank(candidate, self._taken.get(candidate.id, candidate.seats))
 
-    def ranked(self) -> Iterable[Rank]:
-        """Return all servers, the best one first."""
-        everywhere = self._fleet.candidates.ranked()
+    def ranked(self, order: list[Rank], among: Container[str] | None = None) -> Iterable[Rank]:
+        """Return servers that stand in order without the batch in their order with it."""
         if not self._ranks:
-            return everywhere
-        return merge((one for one in everywhere if one[2] not in self._taken), self._ranks)
+            return order
+        mine = [one for one in self._ranks if among is None or one[2] in among]
+        return merge((one for one in order if one[2] not in self._taken), mine)
 
 
 _WORDS = {
@@ -113,7 +109,7 @@ def place(
     reachable: Reachable,
     avoid: Collection[str] = (),
     among: AbstractSet[str] | None = None,
-    looks: Sequence[int] = LOOKS,
+    few: int = FEW,
 ) -> Placement | Refusal:
     """Choose the server for `request`, or say why none will do.
 
@@ -121,21 +117,48 @@ def place(
     `avoid` is taken only where no other fits. With `among` no other servers are looked at, and the
     reason of a refusal is about these alone. Raises `RequirementsInvalid`.
     """
-    requirements = parse_once(request.requirements or "")
-    search = _Search(request, requirements, tally, reachable)
+    text = request.requirements or ""
+    requirements = parse_once(text)
+    search = _Search(request, requirements, tally, reachable, avoid)
     rarest = _rarest_tag(fleet, requirements) if among is None else None
     named = among if rarest is None else fleet.servers_tagged(*rarest)
-    best = None
-    if named is None or len(named) > sum(looks):
-        best = _first_fit(search, tally.ranked(), named, avoid, looks)
-    if best is None:
-        best = _best_fit(search, fleet.candidates.these(named), tally, avoid)
+    if among is not None or (named is not None and len(named) <= few):
+        best = search.best_of(fleet.candidates.these(named))
+    else:
+        best = _best_of_many(search, fleet, tally, text, requirements, rarest, few)
     if best is not None:
         return Placement(best.id)
     total = len(fleet.candidates) if among is None else search.fallen.total()
-    return Refusal(
-        _explain(search.fallen, total, rarest), personal=NO_SEAT_FOR_OWNER in search.fallen
-    )
+    reason = _explain(search.fallen, total, rarest)
+    return Refusal(reason, personal=NO_SEAT_FOR_OWNER in search.fallen)
+
+
+def _best_of_many(
+    search: _Search,
+    fleet: Fleet,
+    tally: Tally,
+    text: str,
+    requirements: Requirements,
+    tag: Tag | None,
+    few: int,
+) -> Candidate | None:
+    """Choose among all servers; `tag` names those that are worth a look."""
+    named = None if tag is None else fleet.servers_tagged(*tag)
+    view = fleet.views.known(text, tag)
+    if view is None or view.backlog > few:
+        # A view costs testing all servers. Mostly one of the best fits, and none is needed.
+        some = islice(tally.ranked(fleet.candidates.ranked()), few)
+        best = search.first_of(one for one in some if named is None or one[2] in named)
+        if best is not None:
+            return best
+    view = fleet.views.of(text, requirements, tag)
+    search.believe(view)
+    best = search.first_of(islice(tally.ranked(view.ranked(), view.meeting), few))
+    if best is not None:
+        return best
+    # In the order in which they lie in memory: that is twice as fast as in rank order.
+    search.believe(view)
+    return search.best_of(fleet.candidates.these(view.meeting))
 
 
 def _rarest_tag(fleet: Fleet, requirements: Requirements) -> Tag | None:
@@ -147,43 +170,6 @@ def _rarest_tag(fleet: Fleet, requirements: Requirements) -> Tag | None:
     )
 
 
-def _first_fit(
-    search: _Search,
-    ranked: Iterable[Rank],
-    named: AbstractSet[str] | None,
-    avoid: Collection[str],
-    looks: Iterable[int],
-) -> Candidate | None:
-    """Return the best server where it is found soon."""
-    left = iter(ranked)
-    for count in looks:
-        some = [
-            one
-            for _, _, id, one in islice(left, count)
-            if id not in avoid and (named is None or id in named)
-        ]
-        for found in search.fitting(some):
-            return found
-    return None
-
-
-def _best_fit(
-    search: _Search, pool: Iterable[Candidate], tally: Tally, avoid: Collection[str]
-) -> Candidate | None:
-    """Return the best of all that fit; only now the search has seen and counted each server."""
-    search.fallen.clear()
-    left = iter(pool)
-    best: tuple[bool, Rank] | None = None
-    # In the order in which they lie in memory, and few enough to stay in the processor's cache
-    # from clause to clause: three times as fast as in rank order.
-    while some := list(islice(left, TOGETHER)):
-        for one in search.fitting(some):
-            ranked = one.id in avoid, tally.rank(one)
-            if best is None or ranked < best:
-                best = ranked
-    return None if best is None else best[1][3]
-
-
 class _Search:
     """Looks for a server that fits, and counts why others don't."""
 
@@ -193,46 +179,55 @@ class _Search:
         requirements: Requirements,
         tally: Tally,
         reachable: Reachable,
+        avoid: Collection[str],
     ) -> None:
         self.fallen: Counter[str] = Counter()
         self._type, self._owner = request.type, request.owner
-        self._clauses = requirements.clauses
+        self._explain: Callable[[Facts], str | None] = requirements.explain
         self._demands = platforms.demands_of(request)
-        self._taken_on = tally.taken_on
+        self._tally = tally
         self._reachable = reachable
+        self._avoid = avoid
 
-    def fitting(self, candidates: list[Candidate]) -> Iterator[Candidate]:
-        """Yield those that fit, in their order."""
-        for candidate in self._suitable(candidates):
-            reason = self._obstacle(candidate)
-            if reason is None:
-                yield candidate
-            else:
-                self.fallen[reason] += 1
+    def believe(self, view: View) -> None:
+        """From now on look only at servers that meet the requirement, and count the others."""
+        self._explain = _meets
+        lacking = view.lacking.items()
+        self.fallen = Counter({f"lack {text}": count for text, count in lacking if count})
 
-    def _suitable(self, candidates: list[Candidate]) -> list[Candidate]:
-        """Return those that are of the wanted kind, or of which nobody knows what they are."""
-        left = candidates
-        for text, test in self._clauses:
-            before = len(left)
-            left = [one for one in left if one.facts is None or test(one.facts)]
-            if len(left) < before:
-                self.fallen[f"lack {text}"] += before - len(left)
-        return [one for one in left if not self._is_unfit(one)] if self._demands else left
+    def first_of(self, ranked: Iterable[Rank]) -> Candidate | None:
+        """Return the first that fits of servers in their order; none that is to be avoided."""
+        for _, _, id, candidate in ranked:
+            if id not in self._avoid and self._fits(candidate):
+                return candidate
+        return None
 
-    def _is_unfit(self, candidate: Candidate) -> bool:
-        facts = candidate.facts
-        why = None if facts is None else platforms.unfit(self._demands, facts.host.os.family)
-        if why is not None:
-            self.fallen[why] += 1
-        return why is not None
+    def best_of(self, candidates: Iterable[Candidate]) -> Candidate | None:
+        """Return the best of all that fit; those to be avoided come last."""
+        rank, avoid = self._tally.rank, self._avoid
+        fits = [(one.id in avoid, rank(one)) for one in candidates if self._fits(one)]
+        return min(fits)[1][3] if fits else None
+
+    def _fits(self, candidate: Candidate) -> bool:
+        reason = self._obstacle(candidate)
+        if reason is not None:
+            self.fallen[reason] += 1
+        return reason is None
 
     def _obstacle(self, candidate: Candidate) -> str | None:
+        facts, seats = candidate.facts, candidate.seats
+        if facts is not None:
+            clause = self._explain(facts)
+            if clause is not None:
+                return f"lack {clause}"
+            if self._demands:
+                unfit = platforms.unfit(self._demands, facts.host.os.family)
+                if unfit is not None:
+                    return unfit
         if not self._reachable(candidate.id):
             return _WORDS[Unavailability.UNREACHABLE_AGENT]
-        facts, seats = candidate.facts, candidate.seats
         reason = candidate.unavailability
-        taken = self._taken_on(candidate.id)
+        taken = self._tally.taken_on(candidate.id)
         if taken is not None:
             seats = taken
             reason = unavailability(candidate.server, facts, seats, reachable=True)
@@ -240,6 +235,10 @@ class _Search:
             return _WORDS[reason]
         assert facts is not None  # without facts a server is unavailable
         return no_seat_for(facts, seats, self._type, self._owner)
+
+
+def _meets(_facts: Facts) -> str | None:
+    return None
 
 
 def _explain(fallen: Counter[str], total: int, rarest: Tag | None) -> str:

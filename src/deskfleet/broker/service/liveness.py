@@ -42,14 +42,8 @@ class Liveness:
 
     def reachable_now(self) -> Reachable:
         """Return what tells, for many servers in one moment, whether they can be heard."""
-        link_of = self._fleet.link
-        alive = self.alive()
-
-        def reachable(server_id: str) -> bool:
-            link = link_of(server_id)
-            return link is not None and link.up and link.broker_id in alive
-
-        return reachable
+        holder_of, alive = self._fleet.holders.get, self.alive()
+        return lambda server_id: holder_of(server_id) in alive
 
     def alive(self) -> frozenset[str]:
         """Return the ids of all brokers that live, this one included."""
