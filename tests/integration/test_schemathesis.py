@@ -24,7 +24,7 @@ from support.conformance import Api, Target
 from support.programs import LiveBroker
 
 CI = os.environ.get("CI") == "true"
-CASES, EXAMPLES = (5_000, 150) if CI else (300, 10)
+CASES, EXAMPLES = (5_000, 180) if CI else (300, 10)
 ID, OWNER = "$response.body#/SuccessfulList/0/Id", "$response.body#/SuccessfulList/0/Owner"
 PERMISSIONS = base64.b64encode(b"[permissions]\n%owner% allow builtin\n").decode()
 LINKS: dict[str, dict[str, Any]] = {
