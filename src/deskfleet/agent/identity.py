@@ -6,13 +6,12 @@ changed address or host name, and an agent that has lost it is a new server.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import msgspec
 
 from deskfleet.errors import SetupFailed
-from deskfleet.system import sync_folder
+from deskfleet.system import write_private
 
 FILE = "identity.json"
 
@@ -39,12 +38,4 @@ def read(state: Path) -> Identity | None:
 
 def write(state: Path, identity: Identity) -> None:
     """Keep an identity; afterwards it is on the disk."""
-    fresh = state / f"{FILE}.new"
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    # All of it or an error: on a disk that is almost full, a single write may write a part.
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(msgspec.json.encode(identity))
-        file.flush()
-        os.fsync(descriptor)
-    fresh.rename(state / FILE)
-    sync_folder(state)
+    write_private(state / FILE, msgspec.json.encode(identity))

@@ -46,6 +46,7 @@ from deskfleet.settings import (
     default_state,
     read,
 )
+from deskfleet.system import write_private
 
 LINK_SECONDS = 30.0
 OPEN_SECONDS = 60.0
@@ -186,7 +187,8 @@ async def _statement(doors: Doors, agent_state: Path) -> Path | None:
         return None
     path = agent_state / "software-statement"
     agent_state.mkdir(mode=0o700, exist_ok=True)
-    _write_private(path, await doors.house.access.generate_software_statement())
+    statement = await doors.house.access.generate_software_statement()
+    write_private(path, statement.encode())
     return path
 
 
@@ -211,7 +213,7 @@ async def _announcement(state: Path, doors: Doors, server: Agent) -> Announcemen
     password_file = state / PASSWORD_FILE
     if known is None:
         credentials = await doors.house.access.register_api_client(f"up@{socket.gethostname()}")
-        _write_private(password_file, credentials.client_password)
+        write_private(password_file, credentials.client_password.encode())
         known = credentials.client_id
     announcement = Announcement(
         url=f"https://localhost:{doors.client_port}",
@@ -220,7 +222,7 @@ async def _announcement(state: Path, doors: Doors, server: Agent) -> Announcemen
         client_id=known,
         client_password_file=str(password_file),
     )
-    _write_private(path, msgspec.json.encode(announcement).decode())
+    write_private(path, msgspec.json.encode(announcement))
     return announcement
 
 
@@ -232,16 +234,6 @@ def _known_client(path: Path, doors: Doors) -> str | None:
     client = doors.house.replica.fleet.get(ApiClient, kept.client_id)
     has_password = Path(kept.client_password_file).exists()
     return kept.client_id if client is not None and client.active and has_password else None
-
-
-def _write_private(path: Path, text: str) -> None:
-    fresh = path.with_name(f"{path.name}.new")
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(descriptor)
-    fresh.rename(path)
 
 
 def _tell(announcement: Announcement, state: Path, wishes: Wishes) -> None:
