@@ -295,9 +295,12 @@ def test_an_interrupt_ends_waiting(state: dict[str, str], client: Client) -> Non
             ]
             return bool(waiting)
 
-        until(is_queued)
-        program.send_signal(signal.SIGINT)
-        out, err = program.communicate(timeout=20)
+        try:
+            until(is_queued)
+            program.send_signal(signal.SIGINT)
+            out, err = program.communicate(timeout=20)
+        finally:
+            program.kill()
     deskfleet("delete-session", waiting[0], **state)
     assert program.returncode == 130
     assert b"Traceback" not in out + err
