@@ -52,6 +52,9 @@ class BrokerSettings:
     enable_authorization_server: bool = _setting(
         default=True, meaning="false: only tokens of registered authorization servers open the API"
     )
+    enable_agent_authorization: bool = _setting(
+        default=True, meaning="false: an agent enrols without a software statement"
+    )
     max_api_requests_per_second: int = _setting(
         1000, "calls of one API client; 0 for no limit; each broker counts for itself"
     )

@@ -254,6 +254,33 @@ class TestWithoutAuthorization:
                 assert answer.headers["www-authenticate"] == "Bearer"
 
 
+class TestAgentsWithoutAStatement:
+    DRIVER = ("--driver", "simulated")
+
+    def test_a_broker_may_enrol_whoever_comes(self, world: World) -> None:
+        with world.broker("hall", enable_agent_authorization=False):
+            world.site.start_agent(
+                "guest", *self.DRIVER, brokers=["hall"], enrolled_by_statement=False
+            )
+            try:
+                portal = world.site.portal("hall")
+                until(lambda: len(portal.available()) == 1, seconds=20)
+                # It is a server with credentials like any other, and stays one.
+                portal.ready("ada")
+                portal.delete_all()
+            finally:
+                world.site.stop("guest")
+        assert "agent-authorization.off" in world.site.log("hall")
+
+    def test_otherwise_it_is_told_what_it_needs(self, world: World) -> None:
+        program = world.site.start_agent("stranger", *self.DRIVER, enrolled_by_statement=False)
+        try:
+            assert program.process.wait(20) == 1
+        finally:
+            world.site.stop("stranger")
+        assert "it needs software_statement_path" in world.site.log("stranger")
+
+
 class TestRefusedTokens:
     @pytest.mark.parametrize("text", ["=", "x", "a.b.c", "e30.e30.", "A" * 9000])
     def test_a_bad_token_is_told_in_both_forms(self, world: World, text: str) -> None:

@@ -753,7 +753,7 @@ class TestEnrolment:
             (b'{"software_statement": null}', "invalid_client_metadata"),
             (b'{"software_statement": "\\ud800"}', "invalid_client_metadata"),
             (b'{"software_statement": "\xff"}', "invalid_client_metadata"),
-            (b"{}", "invalid_client_metadata"),
+            (b"{}", "unapproved_software_statement"),
             (b"", "invalid_client_metadata"),
             (b"[" * 50_000, "invalid_client_metadata"),
         ],

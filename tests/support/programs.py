@@ -268,25 +268,33 @@ class Site:
         return program
 
     def start_agent(
-        self, name: str = "agent", *more: str, brokers: Sequence[str] = ("broker",)
+        self,
+        name: str = "agent",
+        *more: str,
+        brokers: Sequence[str] = ("broker",),
+        enrolled_by_statement: bool = True,
     ) -> Program:
         """Start an agent that asks the named brokers in turn; `more` holds its driver."""
-        statement = self.folder / "statement"
-        if not statement.exists():
-            said = self.command("generate-software-statement")
-            statement.write_text(said.strip().splitlines()[-1])
+        shown = ("--software-statement-path", str(self._statement())) * enrolled_by_statement
         (port,) = free_ports(1)
         urls = [f"https://localhost:{self._ports[broker][1]}" for broker in brokers]
         program = Program(
             [
                 *("agent", "run", "--state", str(self.folder / name)),
                 *("--broker-url", ",".join(urls), "--ca-file", str(self.ca_file)),
-                *("--software-statement-path", str(statement), "--desktop-port", str(port), *more),
+                *(*shown, "--desktop-port", str(port), *more),
             ],
             self.folder / f"{name}.log",
         )
         self._programs[name] = program
         return program
+
+    def _statement(self) -> Path:
+        path = self.folder / "statement"
+        if not path.exists():
+            said = self.command("generate-software-statement")
+            path.write_text(said.strip().splitlines()[-1])
+        return path
 
     def kill(self, name: str) -> None:
         self._programs.pop(name).kill()

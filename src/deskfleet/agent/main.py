@@ -36,7 +36,7 @@ from deskfleet.certificates import (
 )
 from deskfleet.core import permissions
 from deskfleet.core.records import Facts
-from deskfleet.errors import PermissionsInvalid, SetupFailed, Unavailable
+from deskfleet.errors import Forbidden, PermissionsInvalid, SetupFailed, Unavailable
 from deskfleet.listener import bind, listening, port_of
 from deskfleet.ports import SessionDriver
 from deskfleet.settings import AgentSettings
@@ -213,6 +213,14 @@ def _server_context(folder: Path) -> ssl.SSLContext:
     )
 
 
+def _statement(path: Path | None) -> str | None:
+    """Return what lets this agent enrol; a broker may do without (`enable_agent_authorization`)."""
+    try:
+        return None if path is None else path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SetupFailed(f"{path} can't be read: {error}") from error
+
+
 async def _identity(settings: AgentSettings, door: BrokerDoor) -> Identity:
     """Return who this server is; enrol it first where nobody has yet.
 
@@ -221,18 +229,17 @@ async def _identity(settings: AgentSettings, door: BrokerDoor) -> Identity:
     known = identity.read(settings.state)
     if known is not None:
         return known
-    if settings.software_statement_path is None:
-        raise SetupFailed(
-            "this agent is not enrolled yet: it needs software_statement_path, a file with what"
-            " `deskfleet broker generate-software-statement` printed"
-        )
-    try:
-        statement = settings.software_statement_path.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SetupFailed(f"{settings.software_statement_path} can't be read: {error}") from error
+    statement = _statement(settings.software_statement_path)
     while True:
         try:
             fresh = await door.enrol(statement, socket.gethostname())
+        except Forbidden as error:
+            if statement is not None:
+                raise
+            raise SetupFailed(
+                "this agent is not enrolled yet: it needs software_statement_path, a file with"
+                " what `deskfleet broker generate-software-statement` printed"
+            ) from error
         except Unavailable as error:
             log.warning("enrolment.delayed", extra={"reason": error.message})
             await asyncio.sleep(ENROL_AGAIN_SECONDS)

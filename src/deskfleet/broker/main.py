@@ -222,7 +222,7 @@ async def _parts(
         contextlib.aclosing(external),
         _chores(chores),
         listening(_client_app(house, defaults, settings), clients, tls.server),
-        listening(agent_app(house, _limits(settings)), agents, tls.server),
+        listening(_agent_app(house, settings), agents, tls.server),
     ):
         log.info("broker.started", extra={"broker_id": me.id, "url": me.url})
         try:
@@ -239,6 +239,14 @@ def _client_app(house: House, defaults: Defaults, settings: BrokerSettings) -> D
     if not rules.authorization:
         log.warning("authorization.off")
     return client_app(house, defaults, rules, _limits(settings))
+
+
+def _agent_app(house: House, settings: BrokerSettings) -> Door:
+    if not settings.enable_agent_authorization:
+        log.warning("agent-authorization.off")
+    return agent_app(
+        house, _limits(settings), enrols_anybody=not settings.enable_agent_authorization
+    )
 
 
 def _limits(settings: BrokerSettings) -> Limits:

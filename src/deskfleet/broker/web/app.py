@@ -62,10 +62,10 @@ def client_app(house: House, defaults: Defaults, rules: Rules, limits: Limits) -
     return _app(Guard(house, rules, throttle), routes)
 
 
-def agent_app(house: House, limits: Limits) -> Door:
+def agent_app(house: House, limits: Limits, *, enrols_anybody: bool = False) -> Door:
     throttle = Throttle(limits, house.clock.monotonic)
     agents = Agents(house)
-    oauth = OAuth(house.access, throttle)
+    oauth = OAuth(house.access, throttle, enrols_anybody=enrols_anybody)
     routes = agent_routes(agents, oauth, Peers(house), Pages(house.replica))
     guard = Guard(house, Rules(), throttle)
     return _app(guard, routes, WebSocketRoute("/agent/link", agents.link))

@@ -39,7 +39,7 @@ Form = Mapping[str, Sequence[str]]
 class Registration(msgspec.Struct):
     """What an agent registers with (RFC 7591, section 3.1.1)."""
 
-    software_statement: str
+    software_statement: str = ""
     client_name: str = ""
 
 
@@ -55,11 +55,17 @@ class Registered(msgspec.Struct):
 
 class OAuth:
     def __init__(
-        self, access: Access, throttle: Throttle, *, issues_api_tokens: bool = True
+        self,
+        access: Access,
+        throttle: Throttle,
+        *,
+        issues_api_tokens: bool = True,
+        enrols_anybody: bool = False,
     ) -> None:
         self._access = access
         self._throttle = throttle
         self._issues_api_tokens = issues_api_tokens
+        self._enrols_anybody = enrols_anybody
 
     async def api_token(self, request: Request) -> Response:
         if not self._issues_api_tokens:
@@ -82,10 +88,12 @@ class OAuth:
             asked = msgspec.json.decode(await body_of(request, MAX_FORM_BYTES), type=Registration)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise Invalid("invalid_client_metadata") from error
+        name = asked.client_name[:MAX_NAME]
         try:
-            credentials = await self._access.register_agent(
-                asked.software_statement, asked.client_name[:MAX_NAME]
-            )
+            if self._enrols_anybody:
+                credentials = await self._access.register_any_agent(name)
+            else:
+                credentials = await self._access.register_agent(asked.software_statement, name)
         except Forbidden:
             return refusal(400, "unapproved_software_statement")
         body = Registered(
