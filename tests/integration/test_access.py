@@ -266,8 +266,9 @@ class TestAgentsWithoutAStatement:
                 portal = world.site.portal("hall")
                 until(lambda: len(portal.available()) == 1, seconds=20)
                 # It is a server with credentials like any other, and stays one.
-                portal.ready("ada")
-                portal.delete_all()
+                session_id = portal.ready("ada")
+                portal.delete(session_id, "ada")
+                portal.wait(session_id, "DELETED")
             finally:
                 world.site.stop("guest")
         assert "agent-authorization.off" in world.site.log("hall")
