@@ -4,10 +4,10 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup up test conformance bench torture lock clean
+.PHONY: help setup up test conformance dcv-check archive install-check bench torture lock clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
 
 setup: ## set up what `make up` needs, and nothing else
 	@scripts/setup run
@@ -22,6 +22,8 @@ test: ## set up, check the sources, run the tests
 	.venv/bin/ruff check src tests
 	.venv/bin/ruff format --check src tests
 	.venv/bin/mypy
+	.venv/bin/mypy --platform win32 --cache-dir .mypy_cache/win32 -m deskfleet.cli.main \
+	    -m deskfleet.cli.agent -m deskfleet.cli.agent_program -m deskfleet.agent.drivers.dcv
 	.venv/bin/lint-imports
 	.venv/bin/pytest $(ARGS)
 
@@ -30,6 +32,19 @@ conformance: ## hold a broker to the documented API: its own, or URL=… CLIENT_
 	@CONFORMANCE_URL='$(URL)' CONFORMANCE_CLIENT_ID='$(CLIENT_ID)' CONFORMANCE_CA='$(CA)' \
 	    CONFORMANCE_CLIENT_PASSWORD_FILE='$(CLIENT_PASSWORD_FILE)' \
 	    .venv/bin/pytest -v -p no:randomly tests/conformance $(ARGS)
+
+dcv-check: ## hold a real DCV server to what the agent expects of it: DCV=/usr/bin/dcv, on a server without sessions
+	@scripts/setup test
+	@DESKFLEET_DCV='$(or $(DCV),/usr/bin/dcv)' .venv/bin/pytest -v -p no:randomly \
+	    tests/contract/test_session_driver.py -k dcv $(ARGS)
+
+archive: ## build what is taken to production machines: dist/deskfleet-VERSION.tar.gz
+	@scripts/setup build
+	@scripts/archive
+
+install-check: ## prove installation and removal in a bare Debian under systemd (needs root and debootstrap)
+	@scripts/setup build
+	@scripts/install-check $(ARGS)
 
 bench: ## set up and measure
 	@scripts/setup test

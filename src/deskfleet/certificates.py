@@ -34,6 +34,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from deskfleet.errors import SetupFailed
+from deskfleet.machine import here
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +159,7 @@ def names_of(texts: Sequence[str] | set[str]) -> Names:
     return Names(frozenset(hosts), frozenset(addresses))
 
 
-def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
+def server_context(certificate: Path, key: Path, password: str = "") -> ssl.SSLContext:
     """Return TLS 1.2 or better for a listener, with forward-secret suites only.
 
     The key may be readable by its group (as Debian's ssl-cert), not by others.
@@ -168,8 +169,8 @@ def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
     with _setup(key):
         _refuse_exposed(key, 0o037)
         try:
-            # An empty password: OpenSSL would ask the terminal for that of an encrypted key.
-            context.load_cert_chain(certificate, key, password="")
+            # Empty where there is none: OpenSSL would ask the terminal for that of a sealed key.
+            context.load_cert_chain(certificate, key, password=password)
         except OSError as error:  # OpenSSL's errors are of that kind, and name no file
             raise SetupFailed(f"{certificate} with {key} can't be used: {error}") from error
     return context
@@ -351,9 +352,9 @@ def _pem(certificate: x509.Certificate) -> bytes:
 
 
 def _refuse_exposed(path: Path, forbidden: int) -> None:
-    mode = path.stat().st_mode & 0o777
-    if mode & forbidden:
-        raise SetupFailed(f"{path} is readable by others (mode {mode:o}); make it 0600")
+    mode = here.exposure(path.stat(), forbidden)
+    if mode is not None:
+        raise SetupFailed(f"{path} is readable by others (mode {mode}); make it 0600")
 
 
 @contextmanager
@@ -375,7 +376,7 @@ def _write_once(path: Path, content: bytes, mode: int) -> None:
 
 def _replace(path: Path, content: bytes, mode: int) -> None:
     with _written_aside(path, content, mode) as aside:
-        aside.replace(path)
+        here.replace(aside, path)
 
 
 @contextmanager
@@ -383,17 +384,13 @@ def _written_aside(path: Path, content: bytes, mode: int) -> Iterator[Path]:
     """Give a new, durable file beside `path`, to be put in place; its mode heeds no umask."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
-        descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | here.BINARY, 0o600)
         with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(descriptor, mode)
+            here.set_mode(descriptor, mode)
             file.write(content)
             file.flush()
             os.fsync(descriptor)
         yield aside
     finally:
         aside.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    here.sync_folder(path.parent)

@@ -18,6 +18,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from deskfleet.errors import SetupFailed
+from deskfleet.machine import here
 
 BACKLOG = 2048
 GRACE_SECONDS = 3
@@ -36,7 +37,7 @@ def bind(host: str, port: int, what: str) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM)
     try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        here.claim_address(bound)
         bound.bind((host, port))
         # Listening at once: two programs may bind the same port, but only one can listen.
         bound.listen(BACKLOG)

@@ -16,7 +16,7 @@ import logging
 import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any, TextIO, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from deskfleet.errors import SetupFailed
 
@@ -172,11 +172,19 @@ class TextFormatter(logging.Formatter):
         return "\n".join(lines)
 
 
-class _OurHandler(logging.StreamHandler[TextIO]):
+class Stream(Protocol):
+    """What records are written to: each in one call."""
+
+    def write(self, text: str, /) -> int: ...
+
+    def flush(self) -> None: ...
+
+
+class _OurHandler(logging.StreamHandler[Stream]):
     """So that configuring again replaces our handler and leaves those of others alone."""
 
 
-def configure_logging(level: str, stream: TextIO, *, json: bool) -> None:
+def configure_logging(level: str, stream: Stream, *, json: bool) -> None:
     """Send every record of this process, of `level` and above, to the stream, and to nothing else.
 
     Libraries that log URLs, headers or frames are held at warnings, access logs are off. Give

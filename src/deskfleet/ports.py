@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from deskfleet.core.change import ChangeSet, Stored, Tombstone
 from deskfleet.core.records import Frozen, Instant, Revision, SessionRequest, Type
@@ -88,6 +88,23 @@ class Picture(Frozen, frozen=True):
     primary: bool = True
 
 
+class Door(Frozen, frozen=True):
+    """A port at which clients of a server's sessions knock."""
+
+    port: int
+    web_url_path: str = "/"
+    protocol: str = "HTTP"
+    """`HTTP` or `QUIC`."""
+
+
+class Service(Frozen, frozen=True):
+    """What a driver says of a server that lets clients in by itself."""
+
+    version: str
+    types: tuple[Type, ...]
+    doors: tuple[Door, ...]
+
+
 class SessionDriver(Protocol):
     """What runs sessions on a server.
 
@@ -121,6 +138,13 @@ class SessionDriver(Protocol):
         A session that does not run is no error.
         """
 
+    async def permit(self, spec: SessionSpec) -> None:
+        """Make the permissions of a running session those of `spec`.
+
+        Returns when they hold, and raises `Unavailable` where they don't yet; called again then.
+        Nothing is to be done where the agent's entrance lets clients in: it asks by itself.
+        """
+
     async def screenshot(
         self, session_id: str, *, max_width: int, max_height: int, format: str
     ) -> Sequence[Picture]:
@@ -137,6 +161,17 @@ class SessionDriver(Protocol):
 
     async def trouble(self) -> str | None:
         """Return why sessions can't be started now, None when they can."""
+
+
+@runtime_checkable
+class ServesClients(Protocol):
+    """A driver of sessions that let their clients in by themselves: the agent opens no door."""
+
+    on_change: Callable[[], None]
+    """Called when something new is to be seen in `running`: a connection, a session of others."""
+
+    def service(self) -> Service:
+        """Return what is known of what lets clients in. Cheap: called for every read of facts."""
 
 
 class Clock(Protocol):

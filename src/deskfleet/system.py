@@ -18,6 +18,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from deskfleet.errors import SetupFailed
+from deskfleet.machine import here
 
 
 class SystemClock:
@@ -70,9 +71,9 @@ def open_key_file(path: Path) -> KeyFileSigner:
     """Read the key file, or make it on first use. Two first uses at once agree on one key."""
     if not path.exists():
         _create_key_file(path)
-    mode = path.stat().st_mode & 0o777
-    if mode & 0o077:
-        raise SetupFailed(f"{path} is readable by others (mode {mode:o}); make it 0600")
+    mode = here.exposure(path.stat(), 0o077)
+    if mode is not None:
+        raise SetupFailed(f"{path} is readable by others (mode {mode}); make it 0600")
     key = path.read_bytes()
     if len(key) != 32:
         raise SetupFailed(f"{path} does not hold a 32-byte key")
@@ -82,7 +83,7 @@ def open_key_file(path: Path) -> KeyFileSigner:
 def _create_key_file(path: Path) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     mine = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    descriptor = os.open(mine, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    descriptor = os.open(mine, os.O_WRONLY | os.O_CREAT | os.O_EXCL | here.BINARY, 0o600)
     try:
         os.write(descriptor, secrets.token_bytes(32))
         os.fsync(descriptor)
@@ -99,21 +100,21 @@ def _create_key_file(path: Path) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Bring to the disk which files a folder holds: a rename alone may be lost with the power."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    here.sync_folder(folder)
 
 
 def write_private(path: Path, content: bytes) -> None:
     """Replace a file that nobody else may read; afterwards it is on the disk, whole."""
     fresh = path.with_name(f"{path.name}.new")
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    # All of it or an error: on a disk that is almost full, a single write may write a part.
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(descriptor)
-    fresh.rename(path)
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | here.BINARY, 0o600)
+    try:
+        # All of it or an error: on a disk that is almost full, a single write may write a part.
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(descriptor)
+        here.replace(fresh, path)
+    except OSError:
+        fresh.unlink(missing_ok=True)
+        raise
     sync_folder(path.parent)

@@ -1,4 +1,7 @@
-"""What every session driver keeps: the simulated one, and xvnc with real desktops."""
+"""What every session driver keeps: the simulated one, xvnc with real desktops, and dcv.
+
+The DCV server is a stand-in, or the real one that `DESKFLEET_DCV` names (`make dcv-check`).
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import io
 import json
 import os
 import signal
+import subprocess
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Protocol
@@ -20,6 +24,7 @@ from deskfleet.core.records import Type
 from deskfleet.errors import Invalid, Missing, StartFailed
 from deskfleet.ports import SessionDriver
 from deskfleet.system import SystemClock
+from support.dcv import DcvSite, dcv_driver, dcv_folder
 from support.sessions import need_xvnc, session_owner, session_spec, xvnc_driver, xvnc_folder
 
 SCREEN = (1280, 800)
@@ -28,6 +33,9 @@ ENDS_WITHIN = 10.0
 
 class House(Protocol):
     """Where a driver's sessions live; driver objects come and go."""
+
+    screen: tuple[int, int] | None
+    """The size of a session's screen, None where that isn't known."""
 
     def driver(self) -> SessionDriver: ...
 
@@ -39,6 +47,8 @@ class House(Protocol):
 
 
 class SimulatedHouse:
+    screen: tuple[int, int] | None = SCREEN
+
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
@@ -54,6 +64,8 @@ class SimulatedHouse:
 
 
 class XvncHouse:
+    screen: tuple[int, int] | None = SCREEN
+
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
@@ -73,6 +85,31 @@ class XvncHouse:
         ] + _marked(str(self._folder))
 
 
+class DcvHouse:
+    """A DCV server: the stand-in, or a real one that is named, which must have no sessions."""
+
+    def __init__(self, folder: Path, program: str | None) -> None:
+        self._folder = folder
+        self._site = None if program else DcvSite(folder)
+        self.screen = None if program else SCREEN
+        self._program = Path(program) if program else folder / "dcv"
+
+    def driver(self) -> SessionDriver:
+        return dcv_driver(self._folder, self._program)
+
+    def let_end(self, driver: SessionDriver, session_id: str) -> None:
+        subprocess.run([self._program, "close-session", session_id], check=True, timeout=60)
+
+    def left(self) -> list[str]:
+        files = [*(self._folder / "known").iterdir(), *(self._folder / "run/dcv").iterdir()]
+        names = [path.name for path in files]
+        if self._site is not None:
+            return [*names, *self._site.sessions(), *map(str, self._site.calls_left())]
+        listing = [str(self._program), "list-sessions", "--json"]
+        told = subprocess.run(listing, check=True, timeout=60, capture_output=True).stdout
+        return [*names, *(one["id"] for one in json.loads(told))]
+
+
 def _marked(mark: str) -> list[str]:
     """Return all processes that were started for a folder."""
     found = []
@@ -85,10 +122,14 @@ def _marked(mark: str) -> list[str]:
     return [pid for pid in found if pid != str(os.getpid())]
 
 
-@pytest.fixture(params=["simulated", "xvnc"])
+@pytest.fixture(params=["simulated", "xvnc", "dcv"])
 def house(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[House]:
     if request.param == "simulated":
         yield SimulatedHouse(tmp_path)
+        return
+    if request.param == "dcv":
+        with dcv_folder() as folder:
+            yield DcvHouse(folder, os.environ.get("DESKFLEET_DCV"))
         return
     need_xvnc()
     with xvnc_folder() as folder:
@@ -145,7 +186,8 @@ def test_a_session_starts_runs_and_stops(house: House) -> None:
         assert (session.owner, session.type) == (session_owner(), Type.VIRTUAL)
         assert session.name == "Größe 7"
         assert session.created_at is not None
-        assert before <= session.created_at <= SystemClock().now()
+        # A DCV server may tell whole seconds.
+        assert before.replace(microsecond=0) <= session.created_at <= SystemClock().now()
         await driver.stop("s-1")
         assert ids(driver) == []
         assert house.left() == []
@@ -204,22 +246,29 @@ def test_a_stopped_session_can_be_started_again(house: House) -> None:
     play(house, story)
 
 
+async def size_of_a_shot(
+    driver: SessionDriver, limits: tuple[int, int], format: str
+) -> tuple[int, int]:
+    width, height = limits
+    (picture,) = await driver.screenshot("s-1", max_width=width, max_height=height, format=format)
+    assert (picture.format, picture.primary) == (format, True)
+    with Image.open(io.BytesIO(picture.content)) as image:
+        assert image.format == format.upper()
+        return image.size
+
+
 @pytest.mark.parametrize("format", ["png", "jpeg"])
 def test_a_screenshot_keeps_within_its_limits_and_its_aspect(house: House, format: str) -> None:
     async def story(driver: SessionDriver, _ends: Ends) -> None:
         await driver.start(session_spec())
-        for limits, size in (
-            ((5000, 5000), SCREEN),
-            ((640, 5000), (640, 400)),
-            ((5000, 400), (640, 400)),
-            ((320, 400), (320, 200)),
-        ):
-            (picture,) = await driver.screenshot(
-                "s-1", max_width=limits[0], max_height=limits[1], format=format
-            )
-            assert (picture.format, picture.primary) == (format, True)
-            with Image.open(io.BytesIO(picture.content)) as image:
-                assert (image.format, image.size) == (format.upper(), size)
+        whole = await size_of_a_shot(driver, (5000, 5000), format)
+        assert whole == (house.screen or whole)
+        for share in (0.5, 0.25):
+            asked = round(whole[0] * share), round(whole[1] * share)
+            for limits in ((asked[0], 5000), (5000, asked[1]), (asked[0], asked[1] + 50)):
+                size = await size_of_a_shot(driver, limits, format)
+                assert size == pytest.approx(asked, abs=1)
+                assert (size[0] <= limits[0], size[1] <= limits[1]) == (True, True)
 
     play(house, story)
 

@@ -21,6 +21,7 @@ from deskfleet.core.records import (
     Aws,
     Broker,
     Cpu,
+    DnsMapping,
     Endpoint,
     Facts,
     Gpu,
@@ -33,10 +34,12 @@ from deskfleet.core.records import (
     Report,
     Revision,
     Server,
+    ServerIdType,
     Session,
     SessionRequest,
     SigningKey,
     SoftwareStatement,
+    TokenUse,
     Type,
     kind_of,
 )
@@ -451,6 +454,8 @@ def every_record() -> Sequence[Record]:
         SoftwareStatement(id="w", statement_hash=b"\0\xff", issued_at=NOON),
         AuthServer(id="https://login.example.org/jwks.json", registered_at=NOON),
         SigningKey(id="k", public_pem="-----", sealed=b"\x80", created_at=NOON),
+        DnsMapping(id="Ip/::1", server_id_type=ServerIdType.IP, server_id="::1", internal_name="a"),
+        TokenUse(id="j", expires_at=NOON, client_address="::1"),
     ]
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from deskfleet import errors
 from deskfleet.broker.service.servers import Code
-from deskfleet.broker.web.routes import agent_routes, client_routes
+from deskfleet.broker.web.routes import agent_routes, client_routes, gateway_routes
 from deskfleet.settings import AgentSettings, BrokerSettings, describe
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -31,6 +31,7 @@ class Anything:
         for routes in (
             client_routes(*[Anything()] * 3),  # type: ignore[arg-type]
             agent_routes(*[Anything()] * 4),  # type: ignore[arg-type]
+            gateway_routes(*[Anything()] * 2),  # type: ignore[arg-type]
         )
         for route in routes
     ],

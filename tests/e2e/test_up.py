@@ -209,3 +209,16 @@ def test_open_makes_a_session_and_prints_a_link_that_works(tmp_path: Path) -> No
         portal = Portal.of(broker)
         portal.delete_all()
         portal.close()
+
+
+def test_its_log_is_put_by_when_it_is_large(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    limits = {"DESKFLEET_LOG_MAX_FILE_SIZE": "1024", "DESKFLEET_LOG_ROTATE": "2"}
+    with up(state, environment=limits):
+        pass
+    logs = sorted(state.glob("deskfleet.log*"))
+    assert [log.name for log in logs] == ["deskfleet.log", "deskfleet.log.1", "deskfleet.log.2"]
+    assert {log.stat().st_mode & 0o777 for log in logs} == {0o600}
+    for log in logs:
+        assert log.stat().st_size <= 1024
+        assert all(json.loads(line)["event"] for line in log.read_text().splitlines())

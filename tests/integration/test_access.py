@@ -182,7 +182,7 @@ class TestExternalServers:
             external(kid="other"),
         ):
             assert world.status(wrong) == 401
-        [told] = json.loads(command("list-auth-servers", "--details"))
+        [told] = json.loads(command("list-auth-servers", "--output", "json"))
         assert (told["url"], told["audience"]) == (world.jwks.url, "api")
         said = command("unregister-auth-server", *url)
         assert said == f"Jwk url{world.jwks.url} unregistered\n"

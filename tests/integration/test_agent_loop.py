@@ -15,7 +15,7 @@ import deskfleet.agent.loop as loop_module
 from deskfleet.agent.journal import Journal
 from deskfleet.agent.loop import Loop
 from deskfleet.core.records import Intent, Phase, Report, Type
-from deskfleet.errors import StartFailed
+from deskfleet.errors import StartFailed, Unavailable
 from deskfleet.ports import Picture, Running, SessionSpec
 from deskfleet.wire.messages import Desire
 from support.builders import NOON, a_request
@@ -71,6 +71,11 @@ class LedDriver:
         if self.fails:
             raise self.fails.pop(0)
         self.sessions.pop(session_id, None)
+
+    async def permit(self, spec: SessionSpec) -> None:
+        self.calls.append(f"permit {spec.session_id} {spec.request.permissions_file}")
+        if self.fails:
+            raise self.fails.pop(0)
 
     async def screenshot(
         self, session_id: str, *, max_width: int, max_height: int, format: str
@@ -513,6 +518,63 @@ class TestPermissions:
             spec = stage.loop.spec("s1")
             assert spec is not None
             assert spec.request.permissions_file == "x"
+            assert stage.driver.calls == ["start s1 1"]
+
+        run(tmp_path, scenario)
+
+    def test_the_driver_is_given_new_ones_until_it_has_taken_them(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(loop_module, "AGAIN_SECONDS", 0.01)
+
+        async def scenario(stage: Stage) -> None:
+            stage.want(wish())
+            await stage.until(lambda: stage.phase() is Phase.RUNNING)
+            stage.driver.fails = [Unavailable("not now"), OSError("nor now")]
+            stage.want(wish(permissions="x"))
+            given = ["permit s1 x"] * 3
+            await stage.until_called("start s1 1", *given)
+            stage.want(wish(permissions="x"))
+            stage.want(wish(permissions=None))
+            await stage.until_called("start s1 1", *given, "permit s1 None")
+            assert stage.phase() is Phase.RUNNING
+
+        run(tmp_path, scenario)
+
+    def test_what_changed_while_the_agent_was_away_is_given_later(self, tmp_path: Path) -> None:
+        async def scenario(stage: Stage) -> None:
+            stage.want(wish(permissions="x"))
+            await stage.until(lambda: stage.phase() is Phase.RUNNING)
+            await stage.restart()
+            stage.want(wish(permissions="y"))
+            await stage.until_called("start s1 1", "permit s1 y")
+
+        run(tmp_path, scenario)
+
+    def test_a_stranger_keeps_its_own_until_a_client_changes_them(self, tmp_path: Path) -> None:
+        async def scenario(stage: Stage) -> None:
+            stage.driver.put("s1", 0)
+            stage.want(wish(generation=0))
+            stage.want(wish(generation=0, permissions="x"))
+            await stage.until_called("permit s1 x")
+
+        run(tmp_path, scenario)
+
+    def test_what_nobody_remembers_the_permissions_of_is_given_them(self, tmp_path: Path) -> None:
+        async def scenario(stage: Stage) -> None:
+            stage.driver.put("s1", 3)
+            stage.want(wish(generation=3, started=True, permissions="x"))
+            await stage.until_called("permit s1 x")
+
+        run(tmp_path, scenario)
+
+    def test_a_session_that_ends_while_it_is_given_them_has_ended(self, tmp_path: Path) -> None:
+        async def scenario(stage: Stage) -> None:
+            stage.want(wish())
+            await stage.until(lambda: stage.phase() is Phase.RUNNING)
+            stage.want(wish(permissions="x"))
+            stage.driver.end("s1", "crashed")
+            await stage.until(lambda: stage.phase() is Phase.ENDED)
 
         run(tmp_path, scenario)
 

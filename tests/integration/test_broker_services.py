@@ -6,7 +6,7 @@ import asyncio
 import base64
 import logging
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -76,20 +76,12 @@ from support.house import (
     PlayedAgent,
     TestHouse,
     a_house,
+    run,
     running,
     signing_key,
+    state,
     stored,
 )
-
-Scenario = Callable[[TestHouse], Coroutine[Any, Any, None]]
-
-
-def run(scenario: Scenario, **house: Any) -> None:
-    async def whole() -> None:
-        async with asyncio.timeout(30), a_house(**house) as built:
-            await scenario(built)
-
-    asyncio.run(whole())
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -110,10 +102,6 @@ async def refused(house: TestHouse, request: SessionRequest) -> str:
     [outcome] = await house.sessions.create([request])
     assert isinstance(outcome, Refusal)
     return outcome.reason
-
-
-async def state(house: TestHouse, id: str) -> State:
-    return house.sessions.view(await house.session(id)).seen.state
 
 
 class TestPlacing:
@@ -532,14 +520,14 @@ class TestConnecting:
             await agent.run(session.id)
             view, token = await house.sessions.connect(session.id, "DOMAIN\\bob")
             assert view.session.id == session.id
-            assert await house.sessions.admit(session.id, token) == "DOMAIN\\bob"
+            assert await house.verifier.admit(session.id, token) == "DOMAIN\\bob"
             other = (await house.sessions.connect(session.id, "DOMAIN\\bob"))[1]
             assert other != token
             with pytest.raises(Missing):
-                await house.sessions.admit("another", token)
+                await house.verifier.admit("another", token)
             await house.sessions.delete([Deletion(session.id, "alice")])
             with pytest.raises(Missing):
-                await house.sessions.admit(session.id, token)
+                await house.verifier.admit(session.id, token)
 
         run(scenario)
 
@@ -564,7 +552,7 @@ class TestConnecting:
             _, token = await house.sessions.connect("s1", "bob")
             await house.write(replace(session, generation=2))
             with pytest.raises(Missing):
-                await house.sessions.admit("s1", token)
+                await house.verifier.admit("s1", token)
 
         run(scenario)
 

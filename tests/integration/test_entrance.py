@@ -16,11 +16,16 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from deskfleet.agent.broker_door import BrokerDoor
 from deskfleet.agent.desktop.admission import cookie_name
 from deskfleet.agent.desktop.attendance import Close
 from deskfleet.agent.desktop.desktops import Desktop
+from deskfleet.broker.service.access import Audience
 from deskfleet.core.permissions import OWNER_ONLY, Permissions, parse
+from deskfleet.system import SystemClock
+from support.builders import a_link, a_server, a_session, some_facts
 from support.entrance import RunningEntrance, entrance, run, until
+from support.running_broker import running_broker
 
 ALICE = "alice"
 SESSION = "5f2b5a1e-9f4e-4c52-8a35-5d1f0a2b7c11"
@@ -584,3 +589,61 @@ def test_no_token_and_no_cookie_is_logged(tmp_path: Path, caplog: pytest.LogCapt
     ]
     assert any("connection.opened" in line for line in ours)
     assert not [line for line in ours for secret in secrets if secret in line]
+
+
+def test_a_page_asks_the_broker_once_and_so_can_spend_a_token_of_single_use(
+    tmp_path: Path,
+) -> None:
+    async def main() -> None:
+        async with (
+            rfb_server(tmp_path) as rfb,
+            entrance(tmp_path, rfb.desktop()) as at,
+            browser(at) as page,
+        ):
+            at.verifier.single_use = True
+            token = at.verifier.token(SESSION, ALICE)
+            for _ in range(2):
+                opened = await page.http.get("/", params={"authToken": token})
+                assert "does not open" not in opened.text
+            assert (await page.swap(SESSION, token)).status_code == 204
+            assert len(at.verifier.asked) == 1
+            async with page.socket() as connection:
+                assert await connection.recv() == b"RFB 003.008\n"
+            again = await page.swap(SESSION, token)
+            assert (again.status_code, again.json()["code"]) == (403, "token.refused")
+            reopened = await page.http.get("/", params={"authToken": token})
+            assert reopened.status_code == 403
+
+    run(main())
+
+
+def test_a_token_of_single_use_by_a_real_broker(tmp_path: Path) -> None:
+    with running_broker(tmp_path / "broker", single_use_connection_token=True) as broker:
+        session = a_session(SESSION, server="n1", owner=ALICE)
+        broker.write(a_server(), some_facts(), a_link(broker_id=broker.broker_id), session)
+        token = broker.sign(
+            Audience.CONNECT,
+            dcvSessionId=SESSION,
+            dcvSessionUser=ALICE,
+            dcvSessionGeneration=session.generation,
+        )
+
+        async def main() -> None:
+            url = f"https://localhost:{broker.doors.agent_port}"
+            door = BrokerDoor([url], broker.context, SystemClock())
+            async with (
+                rfb_server(tmp_path) as rfb,
+                entrance(tmp_path, rfb.desktop(), check=door.check_token) as at,
+                browser(at) as page,
+                browser(at) as thief,
+            ):
+                opened = await page.http.get("/", params={"authToken": token})
+                assert "does not open" not in opened.text
+                assert (await page.swap(SESSION, token)).status_code == 204
+                stolen = await thief.swap(SESSION, token)
+                assert (stolen.status_code, stolen.json()["code"]) == (403, "token.refused")
+                async with page.socket() as connection:
+                    assert await connection.recv() == b"RFB 003.008\n"
+            await door.close()
+
+        run(main())

@@ -26,6 +26,7 @@ from deskfleet.agent.desktop.entrance import MAX_MESSAGE_BYTES, build_entrance
 from deskfleet.certificates import server_context
 from deskfleet.errors import Unavailable
 from deskfleet.listener import bind, listening, port_of
+from deskfleet.ports import TokenCheck
 from deskfleet.system import SystemClock, open_key_file
 
 T = TypeVar("T")
@@ -60,6 +61,8 @@ class Verifier:
 
     key: str = "a key of thirty-two bytes or more, for HS256"
     reachable: bool = True
+    single_use: bool = False
+    spent: set[str] = field(default_factory=set)
     asked: list[tuple[str, str]] = field(default_factory=list)
 
     def token(self, session_id: str, user: str, *, seconds: float = 60, key: str = "") -> str:
@@ -78,6 +81,9 @@ class Verifier:
             claims = jwt.decode(token, self.key, algorithms=["HS256"])
         except jwt.PyJWTError:
             return None
+        if self.single_use and token in self.spent:
+            return None
+        self.spent.add(token)
         user: str = claims["dcvSessionUser"]
         return user if claims["dcvSessionId"] == session_id else None
 
@@ -105,9 +111,9 @@ class RunningEntrance:
 
 @asynccontextmanager
 async def entrance(
-    folder: Path, *desktops: Desktop, **options: Any
+    folder: Path, *desktops: Desktop, check: TokenCheck | None = None, **options: Any
 ) -> AsyncIterator[RunningEntrance]:
-    """Serve an entrance as the agent does, until the block ends."""
+    """Serve an entrance as the agent does, until the block ends; `check` asks a real broker."""
     certificate = folder / "entrance.pem"
     write_certificate(certificate)
     known = KnownDesktops({desktop.session_id: desktop for desktop in desktops})
@@ -115,7 +121,7 @@ async def entrance(
     attendance = Attendance(SystemClock(), changes.append)
     verifier = Verifier()
     signer = open_key_file(folder / "admission.key")
-    app = build_entrance(known, verifier, attendance, SystemClock(), signer, **options)
+    app = build_entrance(known, check or verifier, attendance, SystemClock(), signer, **options)
     context = server_context(certificate, certificate)
     with closing(bind("127.0.0.1", 0, "desktops")) as bound:
         async with listening(app, bound, context, max_message_bytes=MAX_MESSAGE_BYTES):

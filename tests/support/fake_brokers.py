@@ -25,9 +25,11 @@ from deskfleet.broker.service.liveness import Liveness
 from deskfleet.broker.service.paging import Paging
 from deskfleet.broker.service.placing import Placing
 from deskfleet.broker.service.replica import Replica
+from deskfleet.broker.service.resolver import Resolver
 from deskfleet.broker.service.screenshots import Screenshots
 from deskfleet.broker.service.servers import Servers
 from deskfleet.broker.service.sessions import Sessions
+from deskfleet.broker.service.verifier import Verifier
 from deskfleet.broker.stores.memory import MemoryStore
 from deskfleet.broker.web.agents import Agents
 from deskfleet.core.change import ChangeSet, Stored, Tombstone
@@ -214,6 +216,8 @@ class BrokerNode:
             access=access,
             external=cast(ExternalTokens, None),
             sessions=self.sessions,
+            verifier=cast(Verifier, None),
+            resolver=cast(Resolver, None),
             servers=self.servers,
             screenshots=cast(Screenshots, None),
             links=self.links,

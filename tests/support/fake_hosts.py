@@ -8,7 +8,6 @@ whatever it does: the file stays as it was at that instant.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -35,6 +34,8 @@ class Host:
     def __init__(self, facts: Facts, folder: Path, verdict: Verdict) -> None:
         self.id = facts.id
         self.verdict = verdict
+        self.may_end: Callable[[str], bool] = lambda _session_id: True
+        """Tells whether anybody has asked for the end of a session that is not ours."""
         self.facts = facts
         self.journal = folder / f"{facts.id}.jsonl"
         self.running: dict[str, Running] = {}
@@ -136,7 +137,10 @@ class FakeDriver:
             if fate == "break":
                 raise OSError("the machine is out of order")
             if not self.dead:
-                host.running.pop(session_id, None)
+                ended = host.running.pop(session_id, None)
+                foreign = ended is not None and ended.generation == 0
+                allowed = not foreign or host.may_end(session_id)
+                host.verdict.must(allowed, f"{host.id} stops {session_id}, which is not ours")
         finally:
             self._free(session_id)
 
@@ -144,6 +148,9 @@ class FakeDriver:
         """Let a session end by itself."""
         if self._host.running.pop(session_id, None) is not None and not self.dead:
             self._on_end(session_id, reason)
+
+    async def permit(self, spec: SessionSpec) -> None:
+        """Return: nobody connects."""
 
     async def screenshot(
         self, session_id: str, *, max_width: int, max_height: int, format: str
@@ -262,7 +269,7 @@ class Agent:
         self.host.hung.clear()
 
     def let_go(self) -> None:
-        os.close(self._journal._descriptor)
+        self._journal.close()
 
     async def stop(self) -> None:
         """End in good order: what runs runs on."""

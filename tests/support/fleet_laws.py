@@ -165,7 +165,7 @@ class Auditor:
     def _check_session(
         self, old: Session | None, new: Session, change_set: ChangeSet, fence: str | None
     ) -> None:
-        if old is None:
+        if old is None or _succeeds(new, old):
             self._check_new(new, change_set, fence)
         else:
             self._check_step(old, new, fence)
@@ -180,7 +180,10 @@ class Auditor:
         if not new.adopted:
             self._must(new.id not in self.known, f"{new.id} is created twice")
             return
-        self._must(new.id not in self.purged, f"{new.id} was deleted and comes back")
+        own_id = new.generation > 0
+        self._must(not (own_id and new.id in self.purged), f"{new.id} was deleted and comes back")
+        self.purged.discard(new.id)
+        self.places.pop((new.id, 0), None)
         self._must(fence == new.server_id, f"{new.id} is adopted without its server's link")
         runs = any(
             isinstance(change, Put)
@@ -202,7 +205,7 @@ class Auditor:
             told = before in {Stage.PLACED, Stage.STOPPING} and after is not Stage.STOPPING
             self._must(not told or fence == old.server_id, f"{old.id} is {after}, and nobody said")
             if told and old.server_id is not None:
-                runs = self._runs_on(old.server_id, old.id)
+                runs = self._runs_on(old.server_id, rules.name_on_server(old))
                 self._must(not runs, f"{old.id} is {after}, and still runs on {old.server_id}")
         else:
             same = (old.generation, old.server_id) == (new.generation, new.server_id)
@@ -303,6 +306,12 @@ def _fence(change_set: ChangeSet) -> str | None:
         if isinstance(change, Put) and isinstance(change.record, Link) and change.record.up:
             return change.record.id
     return None
+
+
+def _succeeds(new: Session, old: Session) -> bool:
+    """Tell whether a server has begun another session under an id of its own choice."""
+    foreign = new.adopted and old.adopted and new.generation == old.generation == 0
+    return foreign and stage(old) is Stage.ENDED and new.server_id == old.server_id
 
 
 def is_about(report: Report, session: Session) -> bool:

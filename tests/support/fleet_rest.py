@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from deskfleet.core.placement import Placement, Tally, place
 from deskfleet.core.records import Link, Phase, Report, Session
-from deskfleet.core.session import Stage, replace, stage
+from deskfleet.core.session import Stage, name_on_server, replace, stage
 from support.fake_brokers import QUEUE
 from support.fake_hosts import Host
 from support.fleet_laws import LawBroken, is_about
@@ -86,7 +86,7 @@ def _trouble(world: World, session: Session) -> str | None:
     report = world.auditor.truth.report(session.id)
     if report is None or not is_about(report, session) or report.phase is not Phase.RUNNING:
         return f"{session.id} does not become ready: {report}"
-    running = world.hosts[report.server_id].running.get(session.id)
+    running = world.hosts[report.server_id].running.get(name_on_server(session))
     if running is None or running.generation != session.generation:
         return f"{session.id} is said to run, and does not: {running}"
     return None
@@ -95,7 +95,10 @@ def _trouble(world: World, session: Session) -> str | None:
 def _host_troubles(world: World, host: Host) -> list[str]:
     found = []
     for id in host.running:
-        session = world.auditor.truth.session(id)
+        truth = world.auditor.truth
+        session = truth.session(f"{id}@{host.id}")
+        if session is None or stage(session) is Stage.ENDED:
+            session = truth.session(id)
         if session is None or stage(session) is not Stage.PLACED or session.server_id != host.id:
             found.append(f"{id} runs on {host.id}, and nobody wants it: {session}")
     link = world.auditor.truth.get(Link, host.id)

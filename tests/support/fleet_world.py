@@ -173,7 +173,8 @@ class World:
 
     def add_host(self, name: str) -> None:
         [server] = [server for server in SERVERS if server[0] == name]
-        self.hosts[name] = Host(facts_of(*server), self._folder, self.verdict)
+        host = self.hosts[name] = Host(facts_of(*server), self._folder, self.verdict)
+        host.may_end = lambda id: bool({id, f"{id}@{name}"} & self.auditor.delete_wanted)
 
     def start_agent(self, name: str, *, first: str | None = None) -> None:
         if name in self.agents:
@@ -230,9 +231,11 @@ class World:
     def begin_foreign(self, name: str, owner: str, type: Type) -> None:
         """Let a session appear that nobody asked deskfleet for."""
         self._foreign += 1
-        session = Running(
-            session_id=f"foreign-{self._foreign}", generation=0, owner=owner, type=type
-        )
+        # A server's console session is always called so, on every server.
+        id = "console" if type is Type.CONSOLE else f"foreign-{self._foreign}"
+        if id in self.hosts[name].running:
+            return
+        session = Running(session_id=id, generation=0, owner=owner, type=type)
         self.hosts[name].running[session.session_id] = session
         if name in self.agents:
             self.agents[name].look_again()
@@ -301,7 +304,8 @@ class World:
                 self.crash_broker(slot, silently=False)
         places: dict[str, str] = {}
         for host in self.hosts.values():
-            for id in {*host.running, *host.starting}:
+            ours = {id for id, one in host.running.items() if one.generation > 0}
+            for id in ours | host.starting.keys():
                 other = places.setdefault(id, host.id)
                 self.verdict.must(other == host.id, f"{id} runs on {other} and on {host.id}")
         self.verdict.must(not self.loop.failures, f"failed: {self.loop.failures}")

@@ -18,10 +18,12 @@ from deskfleet.broker.service.housekeeping import Housekeeping, Retention
 from deskfleet.broker.service.liveness import Liveness
 from deskfleet.broker.service.placing import Placing
 from deskfleet.broker.service.replica import Replica
+from deskfleet.broker.service.resolver import Resolver
 from deskfleet.broker.service.screenshots import Screenshots, Shot, Wish
 from deskfleet.broker.service.servers import Servers
 from deskfleet.broker.service.sessions import Sessions
 from deskfleet.broker.service.signing_keys import fresh_key
+from deskfleet.broker.service.verifier import Verifier
 from deskfleet.broker.stores.group_commit import GroupCommit
 from deskfleet.broker.stores.memory import MemoryStore
 from deskfleet.core.change import Put
@@ -38,6 +40,7 @@ from deskfleet.core.records import (
     SigningKey,
     Type,
 )
+from deskfleet.core.session import State
 from deskfleet.ports import Ids, Running, Store
 from deskfleet.system import SystemIds
 from deskfleet.wire.messages import (
@@ -79,6 +82,8 @@ class TestHouse:
     access: Access
     placing: Placing
     sessions: Sessions
+    verifier: Verifier
+    resolver: Resolver
     servers: Servers
     links: Links
     screenshots: Screenshots
@@ -117,6 +122,7 @@ async def a_house(
     ids: Ids | None = None,
     queue: int = 100,
     wait: float = 1800.0,
+    single_use: bool = False,
     ask_broker: Callable[[Broker, Wish], Coroutine[Any, Any, Shot]] | None = None,
 ) -> AsyncIterator[TestHouse]:
     """Run a broker's use cases; several may share one store."""
@@ -145,6 +151,8 @@ async def a_house(
         access=access,
         placing=placing,
         sessions=sessions,
+        verifier=Verifier(replica, access, single_use=single_use),
+        resolver=Resolver(replica, sessions),
         servers=Servers(replica, liveness, placing),
         links=links,
         screenshots=Screenshots(replica, liveness, sessions, links, ask_broker or _nobody),
@@ -265,6 +273,20 @@ def running(session_id: str, **fields: Any) -> Running:
             **fields,
         }
     )
+
+
+def run(scenario: Callable[[TestHouse], Coroutine[Any, Any, None]], **house: Any) -> None:
+    """Play a scenario in a house of its own, to which `house` goes."""
+
+    async def whole() -> None:
+        async with asyncio.timeout(30), a_house(**house) as built:
+            await scenario(built)
+
+    asyncio.run(whole())
+
+
+async def state(house: TestHouse, id: str) -> State:
+    return house.sessions.view(await house.session(id)).seen.state
 
 
 def stored(store: Store, kind: type[Record]) -> Sequence[Record]:

@@ -26,11 +26,16 @@ class Program:
     """One `deskfleet` command that runs until it is stopped; its standard error goes to a file."""
 
     def __init__(
-        self, arguments: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
+        self,
+        arguments: Sequence[str],
+        log: Path,
+        environment: Mapping[str, str] | None = None,
+        python: Sequence[str] = ("-m",),
     ) -> None:
+        """`python` is what the interpreter is given to run the command with."""
         self._log = log.open("ab")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "deskfleet", *arguments],
+            [sys.executable, *python, "deskfleet", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -234,6 +239,7 @@ class Site:
         self.folder = folder
         self.broker_state = folder / "broker"
         self.ca_file = self.broker_state / "tls" / "ca.pem"
+        self.desktop_ports: dict[str, int] = {}
         self._programs: dict[str, Program] = {}
         self._ports: dict[str, tuple[int, int]] = {}
         self._portals: list[Portal] = []
@@ -273,10 +279,16 @@ class Site:
         *more: str,
         brokers: Sequence[str] = ("broker",),
         enrolled_by_statement: bool = True,
+        environment: Mapping[str, str] | None = None,
+        python: Sequence[str] = ("-m",),
     ) -> Program:
-        """Start an agent that asks the named brokers in turn; `more` holds its driver."""
+        """Start an agent that asks the named brokers in turn; `more` holds its driver.
+
+        `desktop_ports` has the port that it may open for browsers.
+        """
         shown = ("--software-statement-path", str(self._statement())) * enrolled_by_statement
         (port,) = free_ports(1)
+        self.desktop_ports[name] = port
         urls = [f"https://localhost:{self._ports[broker][1]}" for broker in brokers]
         program = Program(
             [
@@ -285,6 +297,8 @@ class Site:
                 *(*shown, "--desktop-port", str(port), *more),
             ],
             self.folder / f"{name}.log",
+            environment,
+            python,
         )
         self._programs[name] = program
         return program

@@ -19,13 +19,13 @@ from deskfleet.agent.drivers.desktops import ICEWM, installed_desktop
 from deskfleet.agent.drivers.leader.display import COOKIE_NAME, cookie_file
 from deskfleet.agent.drivers.pictures import encode, picture_format
 from deskfleet.agent.drivers.processes import identify, watch
-from deskfleet.agent.drivers.programs import find_program
 from deskfleet.agent.drivers.rfb_picture import take_picture
 from deskfleet.agent.drivers.session_folders import RuntimeFolders
 from deskfleet.agent.drivers.simulated import SimulatedDriver
 from deskfleet.agent.drivers.xvnc_launch import title
 from deskfleet.core.records import SessionRequest, Type
 from deskfleet.errors import Invalid, StartFailed, Unavailable
+from deskfleet.machine.posix_programs import find_program
 from deskfleet.ports import SessionSpec
 from deskfleet.system import SystemClock
 
@@ -106,6 +106,7 @@ def test_an_open_folder_of_programs_serves_none(tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
     with pytest.raises(StartFailed, match="the folder of init files can be changed"):
         find_program(tmp_path, "x", "init file")
+    tmp_path.chmod(0o755)
     with pytest.raises(StartFailed, match="can't be opened"):
         find_program(tmp_path / "missing", "x", "init file")
 

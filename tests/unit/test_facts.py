@@ -10,9 +10,11 @@ import psutil
 import pytest
 
 from deskfleet.agent.addresses import choose
-from deskfleet.agent.facts import KEPT_SECONDS, FactsSource, Profile, logged_in_users
+from deskfleet.agent.facts import KEPT_SECONDS, FactsSource, Profile
 from deskfleet.agent.hardware import Hardware
 from deskfleet.core.records import Gpu, Type
+from deskfleet.machine.posix import logged_in_users
+from deskfleet.ports import Door, Service
 from support.waiting import until
 
 PCI_IDS = """\
@@ -201,6 +203,19 @@ class TestFacts:
         assert (facts.max_virtual_sessions, facts.max_sessions_per_user) == (10, 2)
         assert facts.unhealthy == "no Xvnc"
         assert source.read().unhealthy is None
+
+    def test_say_what_another_says_that_lets_clients_in(self) -> None:
+        source = FactsSource(profile(), ManualClock(), metadata_url=None, resolve=lambda: "desk1")
+        doors = (Door(port=9443, web_url_path="/d"), Door(port=9444, protocol="QUIC"))
+        service = Service(version="2024.0", types=(Type.CONSOLE,), doors=doors)
+        facts = source.read(service=service)
+        assert (facts.version, facts.types) == ("2024.0", (Type.CONSOLE,))
+        assert [(one.port, one.web_url_path, one.protocol) for one in facts.endpoints] == [
+            (9443, "/d", "HTTP"),
+            (9444, "/", "QUIC"),
+        ]
+        assert {one.ip_address for one in facts.endpoints} == {facts.ip}
+        assert facts.tags["dcv:max-virtual-sessions"] == "0"
 
     def test_tags_of_files_can_not_override_ours(self, tmp_path: Path) -> None:
         write(tmp_path, "tags/a.toml", 'color = "pink"\ndriver = "dcv"\n"dcv:os-family" = "mac"\n')

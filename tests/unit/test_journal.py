@@ -121,10 +121,10 @@ class TestJournal:
     def test_a_rewrite_that_was_cut_short_leaves_the_old_file(self, path: Path) -> None:
         with opened(path) as journal:
             journal.write("s1", entry())
-        path.with_suffix(".new").write_bytes(b'{"id":"s9","en')
+        path.with_name(f"{path.name}.new").write_bytes(b'{"id":"s9","en')
         with opened(path) as journal:
             assert set(journal.entries) == {"s1"}
-        assert not path.with_suffix(".new").exists()
+        assert not path.with_name(f"{path.name}.new").exists()
 
 
 class TestIdentity:

@@ -28,13 +28,14 @@ LONG_FUNCTIONS = {
     "cli/sessions.py:create_session": "one option of the command line for each member of the API",
 }
 BROAD_EXCEPTS = {
+    "agent/drivers/dcv.py": "undoes a creation, and raises on; supervisor of the looks",
     "agent/loop.py": "undoes the journal's word, and raises on",
     "agent/uplink.py": "an agent without a link is of no use: supervisor of the link",
-    "broker/main.py": "gives a port back, and raises on",
     "broker/stores/group_commit.py": "the store thread lives on; who waits is told",
     "broker/stores/sql.py": "gives a connection back, and raises on",
     "broker/web/agents.py": "supervisor of one agent link",
     "broker/web/app.py": "supervisor of one request: nothing unexpected escapes",
+    "cli/dcvsm.py": "the last supervisor of a command",
     "cli/main.py": "the last supervisor of a command",
     "observe.py": "a log line never makes the program fail that logs it",
 }
@@ -209,7 +210,10 @@ PUBLIC = {
         ("POST", "/agent/validate-authentication-token"),
         ("GET", "/health"),
     },
+    # Who may reach this door at all is settled in the TLS handshake.
+    "gateway": {("POST", "/resolveSession"), ("GET", "/health")},
 }
+OTHERS = {"client": {"CLIENT"}, "agent": {"PEER"}, "gateway": set[str]()}
 
 
 def route_table(function: str) -> list[tuple[str, str, str]]:
@@ -235,12 +239,27 @@ def route_table(function: str) -> list[tuple[str, str, str]]:
     return rows
 
 
-@pytest.mark.parametrize("door", ["client", "agent"])
+@pytest.mark.parametrize("door", ["client", "agent", "gateway"])
 def test_who_may_call_is_written_at_every_route(door: str) -> None:
     rows = route_table(f"{door}_routes")
-    assert len(rows) > 5
+    assert len(rows) > (1 if door == "gateway" else 5)
     assert len({(method, path) for method, path, _ in rows}) == len(rows)
     public = {(method, path) for method, path, caller in rows if caller == "ANYBODY"}
     assert public == PUBLIC[door]
     others = {caller for _, _, caller in rows if caller != "ANYBODY"}
-    assert others == ({"CLIENT"} if door == "client" else {"PEER"})
+    assert others == OTHERS[door]
+
+
+def test_every_route_for_clients_has_its_scope() -> None:
+    [table] = [
+        node for node in functions(SOURCES / "broker/web/routes.py") if node.name == "client_routes"
+    ]
+    routes = [
+        [ast.unparse(argument) for argument in node.args]
+        for node in ast.walk(table)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "Route"
+    ]
+    scoped = [route for route in routes if route[2] == "Caller.CLIENT"]
+    assert len(scoped) == 9
+    assert all(len(route) == 5 and route[4].startswith("Scope.") for route in scoped)
+    assert all(len(route) == 4 for route in routes if route not in scoped)

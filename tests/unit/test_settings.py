@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from deskfleet.configuration.examining import convert_setting
 from deskfleet.errors import SetupFailed
 from deskfleet.settings import AgentSettings, BrokerSettings, default_state, describe, read
 
@@ -90,20 +91,20 @@ class TestMistakes:
         file.write_text("client_prot = 1\nagent_port = true\nzzz = 0\n")
         environment = {"DESKFLEET_CLIENT_PORT": "https"}
         assert problems(file, environment, advertise=7, poll_seconds="soon") == [
-            f"{file}: client_prot is not a setting; did you mean client_port?",
-            f"{file}: agent_port: True is not a number",
-            f"{file}: zzz is not a setting",
-            "environment: client_port: invalid literal for int() with base 10: 'https'",
+            f"{file}, line 1: client_prot: it is not a setting; did you mean client_port?",
+            f"{file}, line 2: agent_port: True is not a number",
+            f"{file}, line 3: zzz: it is not a setting",
+            "environment: client_port: 'https' is not a whole number",
             "flags: advertise: 7 is not text",
-            "flags: poll_seconds: could not convert string to float: 'soon'",
+            "flags: poll_seconds: 'soon' is not a number",
         ]
 
     def test_half_a_port(self, file: Path) -> None:
         file.write_text("client_port = 84.5\nstate = 7\nagent_port = [1]\n")
         assert problems(file) == [
-            f"{file}: client_port: 84.5 is not a whole number",
-            f"{file}: state: 7 is not a Path",
-            f"{file}: agent_port: [1] is not a int",
+            f"{file}, line 1: client_port: 84.5 is not a whole number",
+            f"{file}, line 2: state: 7 is not a path",
+            f"{file}, line 3: agent_port: [1] is not a number",
         ]
 
     def test_neither_true_nor_false(self) -> None:
@@ -115,6 +116,89 @@ class TestMistakes:
             file.write_bytes(content)
             assert problems(file)[0].startswith(f"{file} can't be read: ")
         assert problems(tmp_path / "nowhere.toml")[0].endswith("nowhere.toml'")
+
+
+class TestRanges:
+    @pytest.mark.parametrize(
+        ("name", "text"),
+        [
+            ("client_port", "-1"),
+            ("client_port", "65536"),
+            ("gateway_port", "65536"),
+            ("max_api_requests_per_second", "-1"),
+            ("create_sessions_queue_max_size", "-1"),
+            ("create_sessions_queue_max_time_seconds", "-1"),
+            ("create_sessions_number_of_retries_on_failure", "-1"),
+            ("delete_session_duration_seconds", "-1"),
+            ("delete_session_duration_seconds", "9999999999"),
+            ("connect_session_token_duration_minutes", "0"),
+            ("seconds_before_deleting_unreachable_dcv_server", "0"),
+            ("seconds_before_deleting_sessions_unreachable_server", "0"),
+            ("session_screenshot_max_width", "0"),
+            ("session_screenshot_max_height", "40000"),
+            ("session_screenshot_format", "gif"),
+            ("autorun_file_arguments_max_size", "-1"),
+            ("autorun_file_arguments_max_argument_length", "-1"),
+            ("agent_heartbeat_seconds", "0"),
+            ("agent_heartbeat_seconds", "nan"),
+            ("agent_heartbeat_seconds", "inf"),
+            ("broker_beat_seconds", "-inf"),
+            ("poll_seconds", "0"),
+            ("log_level", "loud"),
+            ("log_rotation", "weekly"),
+            ("log_max_file_size", "0"),
+            ("log_rotate", "-1"),
+            ("state", ""),
+            ("state", "a\0b"),
+            ("client_port", ""),
+            ("client_port", "9" * 5000),
+        ],
+    )
+    def test_of_a_broker(self, name: str, text: str) -> None:
+        (told,) = problems(None, {f"DESKFLEET_{name.upper()}": text})
+        assert told.startswith(f"environment: {name}: ")
+        assert len(told) < 300
+
+    @pytest.mark.parametrize(
+        ("name", "text"),
+        [
+            ("desktop_port", "70000"),
+            ("max_virtual_sessions", "-2"),
+            ("max_concurrent_sessions_per_user", "-2"),
+            ("broker_update_interval", "-1"),
+            ("broker_update_interval", "nan"),
+            ("broker_url", "http://broker:8445"),
+            ("broker_url", "https://a:1, b:2"),
+            ("broker_url", ""),
+            ("geometry", "wide"),
+            ("geometry", "0x100"),
+            ("geometry", "100x99999"),
+            ("tls_strict", "maybe"),
+        ],
+    )
+    def test_of_an_agent(self, name: str, text: str) -> None:
+        with pytest.raises(SetupFailed, match=f"environment: {name}: "):
+            read(AgentSettings, environment={f"DESKFLEET_{name.upper()}": text}, flags={})
+
+    def test_all_that_is_wrong_is_told_at_once(self, file: Path) -> None:
+        file.write_text("client_port = -1\npoll_seconds = nan\n")
+        assert len(problems(file, {"DESKFLEET_AGENT_PORT": "x"}, log_level="loud")) == 4
+
+    def test_defaults_are_within_them(self) -> None:
+        for kind in (BrokerSettings, AgentSettings):
+            for setting in dataclasses.fields(kind):
+                if setting.default is not dataclasses.MISSING:
+                    convert_setting(kind, setting.name, setting.default)
+
+    @pytest.mark.parametrize("text", ["", " "])
+    def test_an_empty_path_of_a_file_that_may_be_missing_is_none(self, text: str) -> None:
+        found = read(AgentSettings, environment={"DESKFLEET_CA_FILE": text}, flags={})
+        assert found.ca_file is None
+
+    def test_several_brokers(self) -> None:
+        url = "https://a:1, https://[::1]:8445,https://b/x"
+        found = read(AgentSettings, environment={"DESKFLEET_BROKER_URL": url}, flags={})
+        assert found.broker_url == url
 
 
 def test_the_state_folder_follows_the_desktop_standard(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import psutil
 
+from deskfleet.machine import here
+
 # Documentation addresses (RFC 5737, RFC 3849): far away by definition, so that the kernel's
 # answer is the one for the default route.
 _FAR_AWAY = ((socket.AF_INET, "198.51.100.1"), (socket.AF_INET6, "2001:db8::1"))
@@ -21,7 +23,9 @@ Interfaces = Mapping[str, Sequence[str]]
 
 def server_address(preferred_interface: str | None) -> str:
     """Return the address to tell clients: costs some system calls and contacts nobody."""
-    return choose(active_interfaces(), preferred_interface, routed_address())
+    interfaces = active_interfaces()
+    preferred = here.interface_named(preferred_interface or "", interfaces)
+    return choose(interfaces, preferred, routed_address())
 
 
 def choose(interfaces: Interfaces, preferred: str | None, routed: str | None) -> str:

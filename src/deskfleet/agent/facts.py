@@ -11,10 +11,9 @@ configured with. Runs no program, writes no file.
 
 from __future__ import annotations
 
-import os
 import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,9 +24,12 @@ import psutil
 from deskfleet.agent.addresses import server_address
 from deskfleet.agent.ec2 import METADATA_URL, ask_metadata_service
 from deskfleet.agent.hardware import Hardware
+from deskfleet.agent.logins import foreign_user
 from deskfleet.agent.tags import TagsFolder, reserved_tags
+from deskfleet.core.platforms import WINDOWS
 from deskfleet.core.records import Aws, Cpu, Endpoint, Facts, Gpu, Host, Os, Type
-from deskfleet.ports import Clock
+from deskfleet.machine import here
+from deskfleet.ports import Clock, Door, Service
 
 KEPT_SECONDS = 600.0
 
@@ -51,6 +53,7 @@ class Profile:
     types: tuple[Type, ...] = (Type.VIRTUAL,)
     extra_tags: Mapping[str, str] = field(default_factory=dict)
     """What the driver itself is tagged with; a file can't override it."""
+    query_logged_in_users: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,29 +115,52 @@ class FactsSource:
         self._dns_name: str | None = None
         self._ec2: Inquiry[Aws] | None = None
 
-    def read(self, unhealthy: str | None = None) -> Facts:
-        """Return the facts as of now; `unhealthy` is why the driver can't serve, where it can't."""
+    def read(
+        self,
+        unhealthy: str | None = None,
+        owners: Collection[str] = (),
+        service: Service | None = None,
+    ) -> Facts:
+        """Return the facts as of now.
+
+        `unhealthy` is why the driver can't serve, where it can't; `owners` own what runs here;
+        `service` is what lets clients in, where that isn't the agent itself.
+        """
         profile, kept = self._profile, self._slow_facts()
+        users = here.logged_in_users(self._root) if profile.query_logged_in_users else ()
         ip = server_address(profile.preferred_network_interface)
+        service = service or self._own_service()
         return Facts(
             id=profile.server_id,
             hostname=socket.gethostname(),
             ip=ip,
-            host=self._host(kept),
+            host=self._host(kept, users),
             driver=profile.driver,
-            version=profile.driver_version,
+            version=service.version,
             agent_version=profile.agent_version,
             boot_id=kept.boot_id,
             dns_name=self._full_name(),
-            endpoints=(
-                Endpoint(ip_address=ip, port=profile.port, web_url_path=profile.web_url_path),
+            endpoints=tuple(
+                Endpoint(
+                    ip_address=ip,
+                    port=door.port,
+                    web_url_path=door.web_url_path,
+                    protocol=door.protocol,
+                )
+                for door in service.doors
             ),
-            tags=self._all_tags(kept.os.family),
-            types=profile.types,
+            tags=self._all_tags(kept.os.family, service.types),
+            types=service.types,
             max_virtual_sessions=profile.max_virtual_sessions,
             max_sessions_per_user=profile.max_sessions_per_user,
             unhealthy=unhealthy,
+            foreign_user=foreign_user(users, owners) if kept.os.family == WINDOWS else None,
         )
+
+    def _own_service(self) -> Service:
+        profile = self._profile
+        door = Door(port=profile.port, web_url_path=profile.web_url_path)
+        return Service(version=profile.driver_version, types=profile.types, doors=(door,))
 
     def _slow_facts(self) -> _Kept:
         """Return what changes slowly, and when it is looked at anew, ask the slow ones too."""
@@ -157,7 +183,7 @@ class FactsSource:
             self._dns_name = self._name.answer
         return self._dns_name
 
-    def _host(self, kept: _Kept) -> Host:
+    def _host(self, kept: _Kept, users: tuple[str, ...]) -> Host:
         memory, swap = psutil.virtual_memory(), psutil.swap_memory()
         return Host(
             os=kept.os,
@@ -166,15 +192,15 @@ class FactsSource:
             swap_total=swap.total,
             swap_used=swap.used,
             cpu=kept.cpu,
-            load=os.getloadavg(),
+            load=here.load_averages(),
             gpus=kept.gpus,
-            logged_in_users=logged_in_users(self._root),
+            logged_in_users=users,
             aws=self._ec2.answer if self._ec2 is not None else None,
         )
 
-    def _all_tags(self, os_family: str) -> dict[str, str]:
+    def _all_tags(self, os_family: str, types: Collection[Type]) -> dict[str, str]:
         profile = self._profile
-        virtual = Type.VIRTUAL in profile.types
+        virtual = Type.VIRTUAL in types
         return {
             **self._tags.read(),
             **profile.extra_tags,
@@ -184,23 +210,6 @@ class FactsSource:
                 max_sessions_per_user=profile.max_sessions_per_user,
             ),
         }
-
-
-def logged_in_users(root: Path = Path("/")) -> tuple[str, ...]:
-    """Return who is logged in, each once, sorted.
-
-    Newer distributions keep no utmp: there systemd's login sessions say it.
-    """
-    names = {user.name for user in psutil.users()}
-    for session in (root / "run/systemd/sessions").glob("*"):
-        try:
-            lines = session.read_text(errors="replace").splitlines()
-        except OSError:
-            continue
-        said = dict(line.partition("=")[::2] for line in lines)
-        if said.get("CLASS") == "user" and said.get("STATE") != "closing":
-            names.add(said.get("USER", ""))
-    return tuple(sorted(names - {""}))
 
 
 def _full_name(resolve: Callable[[], str]) -> str | None:

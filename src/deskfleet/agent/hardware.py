@@ -1,21 +1,21 @@
 """What this machine is made of, read from the files the kernel and the distribution offer.
 
 Runs no program and needs no rights: it reads below `root` only (`/`, but for tests), and a file
-that is missing or says nonsense means "not known". What is told changes with a reboot or an
-upgrade at most, so callers keep it.
+that is missing or says nonsense means "not known". What the system has no files for, it is asked
+for (`deskfleet.machine`). What is told changes with a reboot or an upgrade at most, so callers
+keep it.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import distro
 import psutil
 
 from deskfleet.core.records import Cpu, Gpu, Os
+from deskfleet.machine import here
 
 _DISPLAY_CONTROLLER = "0x03"
 _PCI_NAMES = ("usr/share/misc/pci.ids", "usr/share/hwdata/pci.ids")
@@ -42,17 +42,8 @@ class Hardware:
         self._root = root
 
     def os(self) -> Os:
-        """Return the distribution and its kernel."""
-        # Without lsb_release and uname, which distro would run as programs.
-        found = distro.LinuxDistribution(
-            include_lsb=False, include_uname=False, include_oslevel=False, root_dir=str(self._root)
-        )
-        return Os(
-            family="linux",
-            name=found.name() or None,
-            version=found.version() or None,
-            kernel_version=os.uname().release,
-        )
+        """Return the operating system as it names itself."""
+        return here.operating_system(self._root)
 
     def cpu(self) -> Cpu:
         """Return the CPUs as DescribeServers counts them.
@@ -61,11 +52,12 @@ class Hardware:
         `physical_cores_per_cpu` the cores of one package: a g3s.xlarge of 2 cores with 2
         threads each is 4 and 2.
         """
-        first = self._first_processor()
+        first, said = self._first_processor(), here.processor()
+        vendor = first.get("vendor_id") or _arm_vendor(first.get("CPU implementer", ""))
         return Cpu(
-            vendor=first.get("vendor_id") or _arm_vendor(first.get("CPU implementer", "")),
-            model_name=first.get("model name") or first.get("cpu"),
-            architecture=os.uname().machine,
+            vendor=vendor or said.vendor,
+            model_name=first.get("model name") or first.get("cpu") or said.model_name,
+            architecture=said.architecture,
             number_of_cpus=psutil.cpu_count(),
             physical_cores_per_cpu=self._cores_per_package() or psutil.cpu_count(logical=False),
         )
@@ -78,7 +70,7 @@ class Hardware:
         found = {address: names.get(ids, _unnamed(*ids)) for address, ids in devices.items()}
         for address, model in models.items():
             found[address] = Gpu(vendor=_NVIDIA, model_name=model)
-        return tuple(found[address] for address in sorted(found))
+        return tuple(found[address] for address in sorted(found)) or here.display_adapters()
 
     def boot_id(self) -> str:
         """Return what changes with every boot."""

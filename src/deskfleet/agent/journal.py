@@ -18,8 +18,9 @@ import msgspec
 
 from deskfleet.core.records import Frozen, Phase
 from deskfleet.errors import SetupFailed
+from deskfleet.machine import here
 from deskfleet.ports import SessionSpec
-from deskfleet.system import sync_folder
+from deskfleet.system import write_private
 
 log = logging.getLogger(__name__)
 
@@ -75,11 +76,13 @@ class Journal:
         self._path = path
         self.entries: dict[str, Entry] = {}
         self._lines = 0
+        self._descriptor: int | None = None
+        """Where lines are added; None while the file is being replaced, and after that failed."""
         self._torn = False
         """A write has failed: how the file ends is not known."""
         try:
             self._read()
-            self._descriptor = self._rewrite()
+            self._rewrite()
         except OSError as error:
             raise SetupFailed(f"the journal can't be used: {path}: {error.strerror}") from error
 
@@ -94,7 +97,7 @@ class Journal:
         self._set(session_id, entry)
         try:
             if self._torn or self._lines > REWRITE_LINES + 4 * len(self.entries):
-                self._replace()
+                self._rewrite()
             else:
                 self._append(_encode(session_id, entry))
         except OSError:
@@ -102,7 +105,9 @@ class Journal:
             raise
 
     def close(self) -> None:
-        os.close(self._descriptor)
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
 
     def _set(self, session_id: str, entry: Entry | None) -> None:
         if entry is None:
@@ -111,11 +116,12 @@ class Journal:
             self.entries[session_id] = entry
 
     def _append(self, line: bytes) -> None:
+        assert self._descriptor is not None
         self._torn = True
         rest = memoryview(line)
         while rest:
             rest = rest[os.write(self._descriptor, rest) :]
-        os.fdatasync(self._descriptor)
+        here.sync_content(self._descriptor)
         self._torn = False
         self._lines += 1
 
@@ -132,28 +138,14 @@ class Journal:
                 continue
             self._set(line.id, line.entry)
 
-    def _replace(self) -> None:
-        self._torn = True
-        fresh = self._rewrite()
-        os.close(self._descriptor)
-        self._descriptor = fresh
-        self._torn = False
-
-    def _rewrite(self) -> int:
+    def _rewrite(self) -> None:
         """Write all entries to a fresh file that takes the place of the old one."""
-        fresh = self._path.with_suffix(".new")
-        descriptor = os.open(
-            fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600
+        self._torn = True
+        # Closed first: Windows replaces no file that is open.
+        self.close()
+        write_private(
+            self._path, b"".join(_encode(id, entry) for id, entry in self.entries.items())
         )
-        try:
-            with os.fdopen(os.dup(descriptor), "wb") as file:
-                file.writelines(_encode(id, entry) for id, entry in self.entries.items())
-            os.fsync(descriptor)
-            fresh.rename(self._path)
-            sync_folder(self._path.parent)
-        except OSError:
-            os.close(descriptor)
-            fresh.unlink(missing_ok=True)
-            raise
+        self._descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | here.BINARY)
+        self._torn = False
         self._lines = len(self.entries)
-        return descriptor

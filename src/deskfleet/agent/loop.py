@@ -18,9 +18,11 @@ from collections.abc import Callable, Coroutine, Iterable
 from datetime import datetime
 from typing import Any, Protocol
 
+import msgspec
+
 from deskfleet.agent.journal import Entry, Journal
 from deskfleet.core.records import Intent, Phase, Report
-from deskfleet.errors import StartFailed
+from deskfleet.errors import StartFailed, Unavailable
 from deskfleet.ports import Running, SessionDriver, SessionSpec
 from deskfleet.wire.messages import Desire, Observed
 
@@ -90,7 +92,7 @@ class Loop:
         self._desires = {desire.spec.session_id: desire for desire in desires}
         for id, desire in self._desires.items():
             old = before.get(id)
-            if old is not None and _permissions(old) != _permissions(desire):
+            if old is not None and _permissions(old.spec) != _permissions(desire.spec):
                 self._presence.close_all(id)
             self._converge(id)
         for id in [id for id in self._journal.entries if id not in self._desires]:
@@ -171,20 +173,31 @@ class Loop:
             return
         if desire.intent is Intent.STOP:
             self._begin(id, self._stop(spec))
-        elif not is_known or (entry is not None and entry.phase is Phase.STARTING):
+        elif entry is None or not is_known or entry.phase is Phase.STARTING:
             # Starting, and no task: it could not be written how that came out.
             self._take_on(id, desire)
+        elif _permissions(entry.spec) != _permissions(spec):
+            self._begin(id, self._permit(spec))
 
     def _take_on(self, id: str, desire: Desire) -> None:
         spec = desire.spec
         running = {one.session_id: one.generation for one in self._driver.running()}
         if running.get(id) == spec.generation:
-            self._note(id, spec, Phase.RUNNING)
+            self._note(id, self._as_begun(spec), Phase.RUNNING)
+            self._converge(id)
         elif desire.started:
             self._note(id, spec, Phase.ENDED, "it is not there any more")
         else:
             self._note(id, spec, Phase.STARTING)
             self._begin(id, self._start(spec, has_older=id in running))
+
+    def _as_begun(self, spec: SessionSpec) -> SessionSpec:
+        """Return a spec with the permissions that its session has been given so far."""
+        entry = self._journal.entries.get(spec.session_id)
+        if entry is not None and entry.generation == spec.generation:
+            return entry.spec
+        request = msgspec.structs.replace(spec.request, permissions_file=None)
+        return msgspec.structs.replace(spec, request=request)
 
     def _begin(self, id: str, step: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(step)
@@ -193,13 +206,23 @@ class Loop:
 
     def _step_done(self, id: str, task: asyncio.Task[None]) -> None:
         self._tasks.pop(id, None)
-        if not task.cancelled() and task.exception() is not None:
-            log.error("session.step-failed", exc_info=task.exception(), extra={"session_id": id})
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._tell_of(id, error)
             # The world failed, not the session.
             self._again(id)
         else:
             self._converge(id)
         self._on_change()
+
+    @staticmethod
+    def _tell_of(id: str, error: BaseException) -> None:
+        """Log why a step failed; where it came from is told only of what nobody foresaw."""
+        if isinstance(error, Unavailable):
+            reason = {"session_id": id, "reason": error.message}
+            log.warning("session.step-put-off", extra=reason)
+        else:
+            log.error("session.step-failed", exc_info=error, extra={"session_id": id})
 
     async def _start(self, spec: SessionSpec, *, has_older: bool) -> None:
         id = spec.session_id
@@ -223,6 +246,17 @@ class Loop:
             if id not in {one.session_id for one in self._driver.running()}:
                 # It ended before this task was told that it had begun.
                 self._note(id, spec, Phase.ENDED, "it ended as soon as it had started")
+
+    async def _permit(self, spec: SessionSpec) -> None:
+        id = spec.session_id
+        try:
+            await self._driver.permit(spec)
+            log.info("session.permissions-changed", extra={"session_id": id})
+            self._note(id, spec, Phase.RUNNING)
+        finally:
+            if id not in {one.session_id for one in self._driver.running()}:
+                # It ended meanwhile, which is not noted while a step is under way.
+                self._note(id, spec, Phase.ENDED, "it ended while its permissions were changed")
 
     async def _stop(self, spec: SessionSpec) -> None:
         id = spec.session_id
@@ -255,5 +289,5 @@ class Loop:
             self._journal.write(id, entry)
 
 
-def _permissions(desire: Desire) -> str | None:
-    return desire.spec.request.permissions_file
+def _permissions(spec: SessionSpec) -> str | None:
+    return spec.request.permissions_file

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +19,6 @@ from deskfleet.agent.broker_door import BrokerDoor
 from deskfleet.agent.desktop.attendance import Attendance
 from deskfleet.agent.desktop.desktops import Desktop
 from deskfleet.agent.desktop.entrance import MAX_MESSAGE_BYTES, build_entrance
-from deskfleet.agent.drivers.owners import OwnerPolicy
-from deskfleet.agent.drivers.simulated import SimulatedDriver
-from deskfleet.agent.drivers.xvnc import XvncDriver
 from deskfleet.agent.facts import FactsSource, Profile
 from deskfleet.agent.identity import Identity
 from deskfleet.agent.journal import Journal
@@ -38,7 +35,8 @@ from deskfleet.core import permissions
 from deskfleet.core.records import Facts
 from deskfleet.errors import Forbidden, PermissionsInvalid, SetupFailed, Unavailable
 from deskfleet.listener import bind, listening, port_of
-from deskfleet.ports import SessionDriver
+from deskfleet.machine import here
+from deskfleet.ports import ServesClients, SessionDriver
 from deskfleet.settings import AgentSettings
 from deskfleet.system import SystemClock, open_key_file
 
@@ -46,15 +44,14 @@ log = logging.getLogger(__name__)
 
 ENROL_AGAIN_SECONDS = 2.0
 
-DRIVERS = ("xvnc", "simulated")
-
 
 @dataclass(frozen=True, slots=True)
 class Agent:
     """A running agent, as its neighbours in the same program see it."""
 
     server_id: str
-    desktop_port: int
+    desktop_port: int | None
+    """None where the driver's sessions let clients in by themselves."""
     linked: asyncio.Event
 
 
@@ -95,29 +92,61 @@ def _permissions(file: str | None) -> permissions.Permissions:
         return permissions.OWNER_ONLY
 
 
-def runtime_folder(state: Path) -> Path:
-    """Return where the sockets of sessions are: a short path, since socket paths are limited."""
-    key = hashlib.sha256(str(state.resolve()).encode()).hexdigest()[:8]
-    if os.geteuid() == 0:
-        return Path("/run/deskfleet") / key
-    base = os.environ.get("XDG_RUNTIME_DIR")
-    return (Path(base) / "deskfleet" if base else Path(f"/tmp/deskfleet-{os.geteuid()}")) / key  # noqa: S108
-
-
 def build_driver(settings: AgentSettings) -> SessionDriver:
-    clock = SystemClock()
-    if settings.driver == "simulated":
-        return SimulatedDriver(clock, state_dir=settings.state / "simulated")
-    if settings.driver == "xvnc":
+    """Return the driver that the settings name; raises `SetupFailed` where it can't be had."""
+    if settings.driver not in DRIVERS:
+        known = ", ".join(DRIVERS)
+        raise SetupFailed(f"there is no driver {settings.driver!r}; choose one of {known}")
+    return DRIVERS[settings.driver](settings)
+
+
+# A driver is imported once it is chosen: what xvnc needs isn't there on Windows.
+def _xvnc(settings: AgentSettings) -> SessionDriver:
+    if sys.platform != "win32":
+        from deskfleet.agent.drivers.owners import OwnerPolicy  # noqa: PLC0415
+        from deskfleet.agent.drivers.session_folders import runtime_folder  # noqa: PLC0415
+        from deskfleet.agent.drivers.xvnc import XvncDriver  # noqa: PLC0415
+
         return XvncDriver(
             runtime_folder(settings.state),
             owners=OwnerPolicy(os.geteuid(), settings.allow_root_sessions),
-            clock=clock,
+            clock=SystemClock(),
             geometry=settings.geometry,
             init_folder=settings.init_folder or settings.state / "init",
             autorun_folder=settings.autorun_folder or settings.state / "autorun",
         )
-    raise SetupFailed(f"there is no driver {settings.driver!r}; choose one of {', '.join(DRIVERS)}")
+    raise SetupFailed("the driver xvnc has no desktops for Windows; choose dcv")
+
+
+def _dcv(settings: AgentSettings) -> SessionDriver:
+    from deskfleet.agent.drivers.dcv import DcvDriver  # noqa: PLC0415
+    from deskfleet.agent.drivers.dcv_platform import platform_here, runtime_here  # noqa: PLC0415
+    from deskfleet.agent.drivers.dcv_server import DcvServer  # noqa: PLC0415
+
+    return DcvDriver(
+        DcvServer(settings.dcv_root),
+        settings.state / "dcv",
+        runtime_here(settings.state),
+        platform=platform_here(
+            init_folder=settings.init_folder or settings.state / "init",
+            autorun_folder=settings.autorun_folder or settings.state / "autorun",
+            allow_root_sessions=settings.allow_root_sessions,
+        ),
+        clock=SystemClock(),
+    )
+
+
+def _simulated(settings: AgentSettings) -> SessionDriver:
+    from deskfleet.agent.drivers.simulated import SimulatedDriver  # noqa: PLC0415
+
+    return SimulatedDriver(SystemClock(), state_dir=settings.state / "simulated")
+
+
+DRIVERS: Mapping[str, Callable[[AgentSettings], SessionDriver]] = {
+    "xvnc": _xvnc,
+    "dcv": _dcv,
+    "simulated": _simulated,
+}
 
 
 @contextlib.asynccontextmanager
@@ -129,19 +158,20 @@ async def running(
     `tls_folder` holds an authority to certify the desktop entrance with; without one the agent
     makes its own.
     """
-    settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    bound = bind(settings.desktop_host, settings.desktop_port, "desktops")
-    with contextlib.closing(bound):
-        clock = SystemClock()
+    here.make_private_folder(settings.state)
+    driver = build_driver(settings)
+    async with contextlib.AsyncExitStack() as stack:
+        bound = None
+        if not isinstance(driver, ServesClients):
+            bound = bind(settings.desktop_host, settings.desktop_port, "desktops")
+            stack.enter_context(contextlib.closing(bound))
         urls = [url.strip().rstrip("/") for url in settings.broker_url.split(",")]
-        door = BrokerDoor(urls, client_context(settings.ca_file), clock)
-        try:
-            driver = build_driver(settings)
-            who = await _identity(settings, door)
-            async with _parts(settings, who, door, driver, bound, tls_folder) as agent:
-                yield agent
-        finally:
-            await door.close()
+        door = BrokerDoor(urls, _trust(settings), SystemClock())
+        stack.push_async_callback(door.close)
+        who = await _identity(settings, door)
+        yield await stack.enter_async_context(
+            _parts(settings, who, door, driver, bound, tls_folder)
+        )
 
 
 @contextlib.asynccontextmanager
@@ -150,7 +180,7 @@ async def _parts(
     who: Identity,
     door: BrokerDoor,
     driver: SessionDriver,
-    bound: socket.socket,
+    bound: socket.socket | None,
     tls_folder: Path | None,
 ) -> AsyncIterator[Agent]:
     clock = SystemClock()
@@ -158,34 +188,77 @@ async def _parts(
     journal = Journal(settings.state / "journal.jsonl")
     changed = asyncio.Event()
     loop = Loop(who.client_id, driver, journal, attendance, changed.set)
-    source = FactsSource(await _profile(settings, who, driver, port_of(bound)), clock)
+    port = None if bound is None else port_of(bound)
+    source = FactsSource(await _profile(settings, who, driver, port or 0), clock)
 
     async def read_facts() -> Facts:
         trouble = await driver.trouble()
-        return await asyncio.to_thread(source.read, trouble)
+        owners = {one.owner for one in driver.running()}
+        service = driver.service() if isinstance(driver, ServesClients) else None
+        return await asyncio.to_thread(source.read, trouble, owners, service)
 
     await loop.open()
-    uplink = Uplink(door, who, loop, driver, read_facts, clock, changed)
-    attendance.on_change = lambda _session_id: changed.set()
-    entrance = build_entrance(
-        LocalDesktops(driver, loop),
-        door.check_token,
-        attendance,
-        clock,
-        open_key_file(settings.state / "admission.key"),
+    uplink = Uplink(
+        door, who, loop, driver, read_facts, clock, changed, settings.broker_update_interval
     )
-    folder = tls_folder or settings.state / "tls"
-    context = await asyncio.to_thread(_server_context, folder)
+    attendance.on_change = lambda _session_id: changed.set()
+    if isinstance(driver, ServesClients):
+        driver.on_change = changed.set
     linking = asyncio.create_task(uplink.run())
     try:
-        async with listening(entrance, bound, context, max_message_bytes=MAX_MESSAGE_BYTES):
+        async with contextlib.AsyncExitStack() as entrance:
+            if bound is not None:
+                desktops = LocalDesktops(driver, loop)
+                folder = tls_folder or settings.state / "tls"
+                opening = _entrance(settings, desktops, door, attendance, bound, folder)
+                await entrance.enter_async_context(opening)
             log.info("agent.started", extra={"server_id": who.client_id, "driver": driver.name})
-            yield Agent(who.client_id, port_of(bound), uplink.linked)
+            yield Agent(who.client_id, port, uplink.linked)
     finally:
         linking.cancel()
         await asyncio.gather(linking, return_exceptions=True)
         await loop.close()
         log.info("agent.stopped", extra={"server_id": who.client_id})
+
+
+@contextlib.asynccontextmanager
+async def _entrance(
+    settings: AgentSettings,
+    desktops: LocalDesktops,
+    door: BrokerDoor,
+    attendance: Attendance,
+    bound: socket.socket,
+    tls_folder: Path,
+) -> AsyncIterator[None]:
+    """Let browsers in to the desktops for as long as the context is entered."""
+    key = open_key_file(settings.state / "admission.key")
+    entrance = build_entrance(desktops, door.check_token, attendance, SystemClock(), key)
+    context = await asyncio.to_thread(_server_context, tls_folder)
+    async with listening(entrance, bound, context, max_message_bytes=MAX_MESSAGE_BYTES):
+        yield
+
+
+def _trust(settings: AgentSettings) -> ssl.SSLContext:
+    """Return TLS to brokers: with certificates that are checked, unless the settings forbid it."""
+    if settings.tls_strict:
+        return client_context(settings.ca_file)
+    log.warning(
+        "broker.not-verified",
+        extra={
+            "reason": "tls_strict is false: whoever stands between this server and its broker can"
+            " take the broker's place, start programs here, and read what users do",
+        },
+    )
+    context = client_context(None)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _tags_folders(settings: AgentSettings) -> tuple[Path, ...]:
+    """Return where tags are, the folder whose tags win last."""
+    own = settings.tags_folder or settings.state / "tags"
+    return (own,) if settings.base_tags_folder is None else (settings.base_tags_folder, own)
 
 
 async def _profile(
@@ -198,10 +271,11 @@ async def _profile(
         agent_version=__version__,
         port=port,
         preferred_network_interface=settings.preferred_network_interface or None,
-        tags_folders=(settings.tags_folder or settings.state / "tags",),
+        tags_folders=_tags_folders(settings),
         max_virtual_sessions=settings.max_virtual_sessions,
         max_sessions_per_user=settings.max_concurrent_sessions_per_user,
         extra_tags={"driver": driver.name} if driver.name == "simulated" else {},
+        query_logged_in_users=settings.enable_query_logged_in_users,
     )
 
 

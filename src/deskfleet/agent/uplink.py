@@ -82,7 +82,9 @@ class Uplink:
         read_facts: FactsReader,
         clock: Clock,
         changed: asyncio.Event,
+        update_seconds: float = 0.0,
     ) -> None:
+        """Facts are read every `update_seconds`, and with each beat where that is 0."""
         self._door = door
         self._identity = identity
         self._loop = loop
@@ -90,6 +92,7 @@ class Uplink:
         self._read_facts = read_facts
         self._clock = clock
         self._changed = changed
+        self._update_seconds = update_seconds
         self._pictures = asyncio.Semaphore(SCREENSHOTS_AT_ONCE)
         self._shots: set[asyncio.Task[None]] = set()
         self.linked = asyncio.Event()
@@ -184,19 +187,23 @@ class Uplink:
             self._changed.clear()
 
     async def _beat(self, socket: ClientConnection, link: AgentLink) -> None:
-        """Send fresh facts, or a heartbeat, as often as the broker asked for."""
-        last: Facts | None = None
+        """Send fresh facts when they are due; a heartbeat as often as the broker asked for."""
+        every = self._update_seconds or link.heartbeat_seconds
+        last, due = None, self._clock.monotonic() + every
         while True:
-            await asyncio.sleep(link.heartbeat_seconds)
-            facts = await self._read_facts()
-            now = self._clock.monotonic()
-            if facts != last:
-                last = facts
-                await _send(socket, link.facts(facts, now))
-            else:
-                heartbeat = link.heartbeat(now)
-                if heartbeat is not None:
-                    await _send(socket, heartbeat)
+            # A beat that comes a little before the facts would come for nothing.
+            wait = min(link.heartbeat_seconds, due - self._clock.monotonic())
+            await asyncio.sleep(max(0.0, wait))
+            if self._clock.monotonic() >= due or not self._update_seconds:
+                due = self._clock.monotonic() + every
+                facts = await self._read_facts()
+                if facts != last:
+                    last = facts
+                    await _send(socket, link.facts(facts, self._clock.monotonic()))
+                    continue
+            heartbeat = link.heartbeat(self._clock.monotonic())
+            if heartbeat is not None:
+                await _send(socket, heartbeat)
 
     async def _watch(self, socket: ClientConnection, link: AgentLink) -> None:
         """See that the broker is there, at the pace that it set itself."""

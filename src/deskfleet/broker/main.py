@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Coroutine
+import stat
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -18,6 +20,7 @@ import httpx
 from deskfleet.broker.service.access import Access
 from deskfleet.broker.service.auth_servers import AuthServers
 from deskfleet.broker.service.convergence import Convergence, Links
+from deskfleet.broker.service.dns_mappings import DnsMappings
 from deskfleet.broker.service.external_tokens import ExternalTokens
 from deskfleet.broker.service.house import House
 from deskfleet.broker.service.housekeeping import Housekeeping, Pokes, Retention
@@ -26,14 +29,16 @@ from deskfleet.broker.service.liveness import Liveness
 from deskfleet.broker.service.paging import Paging
 from deskfleet.broker.service.placing import Placing
 from deskfleet.broker.service.replica import Replica
+from deskfleet.broker.service.resolver import Resolver
 from deskfleet.broker.service.screenshots import Screenshots
 from deskfleet.broker.service.servers import Servers
 from deskfleet.broker.service.sessions import Sessions
+from deskfleet.broker.service.verifier import Verifier
 from deskfleet.broker.stores.group_commit import GroupCommit
 from deskfleet.broker.stores.sql import SqlStore
 from deskfleet.broker.web import oauth
 from deskfleet.broker.web.api import Defaults
-from deskfleet.broker.web.app import Door, agent_app, client_app
+from deskfleet.broker.web.app import Door, agent_app, client_app, gateway_app
 from deskfleet.broker.web.callers import Rules
 from deskfleet.broker.web.jwks_fetch import JwksFetch
 from deskfleet.broker.web.peers import PeerClient
@@ -47,7 +52,9 @@ from deskfleet.certificates import (
 )
 from deskfleet.core.queue import QueueLimits
 from deskfleet.core.records import Broker
-from deskfleet.errors import StoreFailed, Unavailable
+from deskfleet.errors import SetupFailed, StoreFailed, Unavailable
+from deskfleet.gateway_certificates import demand_certificate
+from deskfleet.keystores import listener_context, trusted
 from deskfleet.listener import bind, listening, port_of
 from deskfleet.ports import Store
 from deskfleet.settings import BrokerSettings
@@ -61,8 +68,21 @@ AUTHORITY_FILE = "ca.pem"
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    server: ssl.SSLContext
+    """What each door shows, and whom this fleet's own certificates are of."""
+
+    clients: ssl.SSLContext
+    agents: ssl.SSLContext
     ca_file: Path
+    gateways: ssl.SSLContext
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """The ports that a broker has taken."""
+
+    clients: socket.socket
+    agents: socket.socket
+    gateways: socket.socket | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +93,8 @@ class Doors:
     client_port: int
     agent_port: int
     ca_file: Path
+    gateway_port: int | None = None
+    """None where no connection gateway is served."""
 
 
 def store_url(settings: BrokerSettings) -> str:
@@ -80,8 +102,29 @@ def store_url(settings: BrokerSettings) -> str:
 
 
 def open_state(settings: BrokerSettings) -> None:
-    """Make the state folder; nobody else may look into it."""
-    settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """Make the state folder; nobody else may look into it.
+
+    One that everybody can write to is refused: others could put their keys in place of ours.
+    """
+    state = settings.state
+    try:
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise SetupFailed(f"the state folder {state} can't be used: {error.strerror}") from error
+    if why := why_exposed(state):
+        raise SetupFailed(why)
+
+
+def why_exposed(state: Path) -> str | None:
+    """Return why a folder that is there can't be a broker's; None where it can."""
+    mode = state.stat().st_mode if state.exists() else 0
+    if not mode & stat.S_IWOTH:
+        return None
+    return (
+        f"the state folder {state} can be written to by everybody (mode"
+        f" {stat.S_IMODE(mode):o}); choose one that is the broker's own, such as"
+        f" /var/lib/dcvsmbroker, or run: chmod o-w {state}"
+    )
 
 
 def open_tls(state: Path, name: str) -> Tls:
@@ -91,13 +134,54 @@ def open_tls(state: Path, name: str) -> Tls:
     certificate, key = ensure_server_certificate(
         authority, state / AUTHORITY_FOLDER, name, clock, machine_names()
     )
-    return Tls(server_context(certificate, key), state / AUTHORITY_FOLDER / AUTHORITY_FILE)
+    own = server_context(certificate, key)
+    return Tls(
+        own,
+        own,
+        state / AUTHORITY_FOLDER / AUTHORITY_FILE,
+        # Of their own: what may be asked of gateways is not asked of agents and clients.
+        server_context(certificate, key),
+    )
+
+
+def _tls(settings: BrokerSettings) -> Tls:
+    """Have what each door shows: what the administrator brings, else the fleet's own."""
+
+    def brought(
+        certificate: Path | None, key: Path | None, password: str, own: ssl.SSLContext
+    ) -> ssl.SSLContext:
+        return own if certificate is None else listener_context(certificate, key, password)
+
+    own, our = open_tls(settings.state, "broker"), settings
+    tls = dataclasses.replace(
+        own,
+        clients=brought(
+            our.client_certificate_file, our.client_key_file, our.client_key_password, own.clients
+        ),
+        agents=brought(
+            our.agent_certificate_file, our.agent_key_file, our.agent_key_password, own.agents
+        ),
+        gateways=brought(
+            our.gateway_certificate_file if our.enable_gateway else None,
+            our.gateway_key_file,
+            our.gateway_key_password,
+            own.gateways,
+        ),
+    )
+    if our.enable_gateway and our.enable_tls_client_auth_gateway:
+        if our.gateway_trust_file is None:
+            raise SetupFailed(
+                "enable_tls_client_auth_gateway needs gateway_trust_file, which"
+                " `deskfleet broker gen-gateway-certificates` makes"
+            )
+        demand_certificate(tls.gateways, our.gateway_trust_file, our.gateway_trust_password)
+    return tls
 
 
 @contextlib.asynccontextmanager
 async def access_only(settings: BrokerSettings) -> AsyncIterator[Access]:
     """Give access to the clients of a fleet without serving it: for the command line."""
-    async with _replica_only(settings) as replica:
+    async with replica_only(settings) as replica:
         signer = open_key_file(settings.state / "keys" / "store.key")
         yield Access(replica, SystemClock(), SystemIds(), signer)
 
@@ -105,12 +189,19 @@ async def access_only(settings: BrokerSettings) -> AsyncIterator[Access]:
 @contextlib.asynccontextmanager
 async def auth_servers_only(settings: BrokerSettings) -> AsyncIterator[AuthServers]:
     """Give access to the authorization servers of a fleet without serving it."""
-    async with _replica_only(settings) as replica:
+    async with replica_only(settings) as replica:
         yield AuthServers(replica, JwksFetch())
 
 
 @contextlib.asynccontextmanager
-async def _replica_only(settings: BrokerSettings) -> AsyncIterator[Replica]:
+async def dns_mappings_only(settings: BrokerSettings) -> AsyncIterator[DnsMappings]:
+    """Give access to the DNS mappings of a fleet without serving it."""
+    async with replica_only(settings) as replica:
+        yield DnsMappings(replica)
+
+
+@contextlib.asynccontextmanager
+async def replica_only(settings: BrokerSettings) -> AsyncIterator[Replica]:
     open_state(settings)
     commits = GroupCommit(SqlStore(store_url(settings)))
     try:
@@ -129,35 +220,41 @@ async def running(settings: BrokerSettings, store: Store | None = None) -> Async
     answering from memory.
     """
     open_state(settings)
-    clients = bind(settings.client_host, settings.client_port, "API clients")
-    try:
-        agents = bind(settings.agent_host, settings.agent_port, "agents")
-    except BaseException:
-        clients.close()
-        raise
-    with contextlib.closing(clients), contextlib.closing(agents):
-        tls = await asyncio.to_thread(open_tls, settings.state, "broker")
+    with _bound(settings) as bound:
+        tls = await asyncio.to_thread(_tls, settings)
         commits = GroupCommit(store or SqlStore(store_url(settings)))
         try:
-            async with _parts(settings, commits, tls, clients, agents) as doors:
+            async with _parts(settings, commits, tls, bound) as doors:
                 yield doors
         finally:
             await commits.close()
 
 
+@contextlib.contextmanager
+def _bound(settings: BrokerSettings) -> Iterator[Bound]:
+    with contextlib.ExitStack() as taken:
+
+        def take(host: str, port: int, what: str) -> socket.socket:
+            return taken.enter_context(contextlib.closing(bind(host, port, what)))
+
+        yield Bound(
+            take(settings.client_host, settings.client_port, "API clients"),
+            take(settings.agent_host, settings.agent_port, "agents"),
+            take(settings.gateway_host, settings.gateway_port, "connection gateways")
+            if settings.enable_gateway
+            else None,
+        )
+
+
 @contextlib.asynccontextmanager
 async def _parts(
-    settings: BrokerSettings,
-    commits: GroupCommit,
-    tls: Tls,
-    clients: socket.socket,
-    agents: socket.socket,
+    settings: BrokerSettings, commits: GroupCommit, tls: Tls, bound: Bound
 ) -> AsyncIterator[Doors]:
     # Long because it is the list of all parts, in the order in which they know each other.
     clock, ids = SystemClock(), SystemIds()
     signer = open_key_file(settings.state / "keys" / "store.key")
     host = settings.advertise or socket.gethostname()
-    me = Broker(id=ids.uuid(), url=f"https://{host}:{port_of(agents)}")
+    me = Broker(id=ids.uuid(), url=f"https://{host}:{port_of(bound.agents)}")
     replica = Replica(commits)
     liveness = Liveness(replica, clock, broker_id=me.id, beat_seconds=settings.broker_beat_seconds)
     await replica.load()
@@ -186,7 +283,7 @@ async def _parts(
         settings.seconds_before_deleting_sessions_unreachable_server,
     )
     housekeeping = Housekeeping(replica, liveness, placing, clock, me, retention)
-    http = httpx.AsyncClient(verify=client_context(tls.ca_file))
+    http = httpx.AsyncClient(verify=_peer_context(settings, tls))
     peers = PeerClient(access, http, clock)
     pokes = Pokes(liveness, peers.poke)
     replica.after_commit(pokes.want)
@@ -195,6 +292,8 @@ async def _parts(
         access=access,
         external=external,
         sessions=sessions,
+        verifier=Verifier(replica, access, single_use=settings.single_use_connection_token),
+        resolver=Resolver(replica, sessions),
         servers=Servers(replica, liveness, placing),
         screenshots=Screenshots(replica, liveness, sessions, links, peers.screenshot),
         links=links,
@@ -221,12 +320,15 @@ async def _parts(
         http,
         contextlib.aclosing(external),
         _chores(chores),
-        listening(_client_app(house, defaults, settings), clients, tls.server),
-        listening(_agent_app(house, settings), agents, tls.server),
+        listening(_client_app(house, defaults, settings), bound.clients, tls.clients),
+        listening(_agent_app(house, settings), bound.agents, tls.agents),
+        _gateways(house, settings, bound.gateways, tls.gateways) as gateway_port,
     ):
         log.info("broker.started", extra={"broker_id": me.id, "url": me.url})
         try:
-            yield Doors(house, port_of(clients), port_of(agents), tls.ca_file)
+            yield Doors(
+                house, port_of(bound.clients), port_of(bound.agents), tls.ca_file, gateway_port
+            )
         finally:
             await links.close()
             with contextlib.suppress(StoreFailed, Unavailable):
@@ -234,11 +336,25 @@ async def _parts(
             log.info("broker.stopped", extra={"broker_id": me.id})
 
 
+def _peer_context(settings: BrokerSettings, tls: Tls) -> ssl.SSLContext:
+    """Return TLS to the agent ports of other brokers, which may show what is brought here."""
+    context = client_context(tls.ca_file)
+    if settings.agent_certificate_file is not None:
+        context.load_default_certs()
+        brought = trusted(settings.agent_certificate_file, settings.agent_key_password)
+        context.load_verify_locations(cadata=brought)
+        # Of a certificate that is signed by itself, or without its authority, nothing else is here.
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    return context
+
+
 def _client_app(house: House, defaults: Defaults, settings: BrokerSettings) -> Door:
     rules = Rules(settings.enable_authorization, settings.enable_authorization_server)
     if not rules.authorization:
         log.warning("authorization.off")
-    return client_app(house, defaults, rules, _limits(settings))
+    return client_app(
+        house, defaults, rules, _limits(settings), describes_api=settings.enable_api_yaml
+    )
 
 
 def _agent_app(house: House, settings: BrokerSettings) -> Door:
@@ -247,6 +363,18 @@ def _agent_app(house: House, settings: BrokerSettings) -> Door:
     return agent_app(
         house, _limits(settings), enrols_anybody=not settings.enable_agent_authorization
     )
+
+
+@contextlib.asynccontextmanager
+async def _gateways(
+    house: House, settings: BrokerSettings, bound: socket.socket | None, context: ssl.SSLContext
+) -> AsyncIterator[int | None]:
+    """Serve connection gateways where the settings want it; give their port."""
+    if bound is None:
+        yield None
+        return
+    async with listening(gateway_app(house, _limits(settings)), bound, context):
+        yield port_of(bound)
 
 
 def _limits(settings: BrokerSettings) -> Limits:

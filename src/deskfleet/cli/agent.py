@@ -7,14 +7,15 @@ the memory of an agent that runs for months.
 
 from __future__ import annotations
 
-import os
-import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from deskfleet.settings import PREFIX
+from deskfleet.cli.config_report import File, Form, Output, report, unreadable_files
+from deskfleet.machine import here
+from deskfleet.settings import PREFIX, AgentSettings
 
 app = typer.Typer(no_args_is_help=True, help="Run an agent on a server.")
 
@@ -22,6 +23,17 @@ app = typer.Typer(no_args_is_help=True, help="Run an agent on a server.")
 @app.callback()
 def agent() -> None:
     """Run an agent on a server."""
+
+
+@app.command("check-config")
+def check_config(file: File, output: Output = Form.text) -> None:
+    """Explain a configuration file: what is used, ignored, and wrong. Nothing is started."""
+
+    def look(values: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+        # The software statement is of no more use once an agent is enrolled.
+        return unreadable_files(("ca_file",) if values.get("tls_strict", True) else (), values)
+
+    report(AgentSettings, file, output, look)
 
 
 @app.command("run")
@@ -36,14 +48,16 @@ def run_agent(
     software_statement_path: Annotated[
         Path | None, typer.Option(help="File with what lets this agent enrol.")
     ] = None,
-    driver: Annotated[str | None, typer.Option(help="xvnc or simulated.")] = None,
+    driver: Annotated[str | None, typer.Option(help="xvnc, dcv or simulated.")] = None,
     desktop_port: Annotated[int | None, typer.Option(help="Port for browsers.")] = None,
     tags_folder: Annotated[Path | None, typer.Option(help="Folder of *.toml tag files.")] = None,
     allow_root_sessions: Annotated[
         bool, typer.Option("--allow-root-sessions", help="Let root own sessions.")
     ] = False,
-    config: Annotated[Path | None, typer.Option(help="TOML file with settings.")] = None,
-    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file with settings, or an agent.conf.")
+    ] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
 ) -> None:
     """Run an agent until it is interrupted; its sessions live on."""
 
@@ -56,13 +70,10 @@ def run_agent(
         "desktop_port": desktop_port,
         "tags_folder": tags_folder,
         "allow_root_sessions": allow_root_sessions or None,
+        "log_level": log_level,
     }
-    program = [sys.executable, "-P", "-m", "deskfleet.cli.agent_program", log_level]
-    os.execve(  # noqa: S606 - no shell is wanted
-        sys.executable,
-        [*program, str(config)] if config else program,
-        {
-            **os.environ,
-            **{f"{PREFIX}{name.upper()}": str(v) for name, v in flags.items() if v is not None},
-        },
+    here.become(
+        "deskfleet.cli.agent_program",
+        [str(config)] if config else [],
+        {f"{PREFIX}{name.upper()}": str(v) for name, v in flags.items() if v is not None},
     )

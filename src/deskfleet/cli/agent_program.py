@@ -7,36 +7,31 @@ an agent at rest has no use for, so that it stays below 60 MB; `tests/bench` loo
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from deskfleet.cli.program import log_to, run
-from deskfleet.settings import AgentSettings, read
+from deskfleet.cli.program import configured, run
+from deskfleet.settings import AgentSettings
+
+LOG_FILE = "agent.log"
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run an agent until it is interrupted; `arguments` are a log level and perhaps a TOML file."""
-    level, *files = arguments
+    """Run an agent until it is interrupted; `arguments` are the configuration file, if any."""
+    config = Path(arguments[0]) if arguments else None
     # httpx has a command line of its own, which brings rich and pygments: it takes this for "not
     # installed", and does without.
     cast(Any, sys.modules)["httpx._main"] = None
     from deskfleet.agent import main as agent_main  # noqa: PLC0415 - after the line above
 
     async def serve(stop: asyncio.Event) -> None:
-        log_to(None, level)
-        settings = read(
-            AgentSettings,
-            file=Path(files[0]) if files else None,
-            environment=os.environ,
-            flags={},
-        )
+        settings = configured(AgentSettings, config, {}, LOG_FILE)
         async with agent_main.running(settings) as agent:
-            sys.stderr.write(
-                f"agent ready: server {agent.server_id}, desktops on port {agent.desktop_port}\n"
-            )
+            port = agent.desktop_port
+            where = f"desktops on port {port}" if port else "its driver lets clients in"
+            sys.stderr.write(f"agent ready: server {agent.server_id}, {where}\n")
             await stop.wait()
 
     run(serve)

@@ -100,7 +100,12 @@ def clean(text: str) -> str:
 def as_json(answer: Any) -> str:
     """Print an answer as the API spells it; what it leaves out is left out."""
     members = _plain(msgspec.to_builtins(answer, builtin_types=(datetime, bytes)))
-    lines = json.dumps(members, indent=2, ensure_ascii=False).split("\n")
+    return escaped(json.dumps(members, indent=2, ensure_ascii=False))
+
+
+def escaped(document: str) -> str:
+    """Return the same JSON, of one or more lines, without characters that a terminal obeys."""
+    lines = document.split("\n")
     return "\n".join(_UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", line) for line in lines)
 
 

@@ -1,8 +1,8 @@
 """What the long-running commands share: one event loop, one end, one way to fail.
 
-A program ends on SIGINT or SIGTERM, in order; a set-up that can't be had ends it with its one
-sentence, and so does a store that fails. Tracebacks are for bugs. Nothing here knows the libraries
-that options are read with: the agent's program does without them.
+A program ends on SIGINT or SIGTERM (Ctrl+C or Ctrl+Break on Windows), in order; a set-up that
+can't be had ends it with its one sentence, and so does a store that fails. Tracebacks are for bugs.
+Nothing here knows the libraries that options are read with: the agent's program does without them.
 """
 
 from __future__ import annotations
@@ -11,16 +11,18 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TextIO
+from typing import Any, Literal, NoReturn
 
-import uvloop
-
+from deskfleet.configuration.examining import Examined
+from deskfleet.configuration.notes import Verdict
 from deskfleet.errors import DeskfleetError, SetupFailed, StoreFailed
+from deskfleet.logfile import LogFile, Rotation
+from deskfleet.machine import here
 from deskfleet.observe import configure_logging
+from deskfleet.settings import AgentSettings, BrokerSettings, S, examine, read
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +36,7 @@ def run(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> None:
     sys.setswitchinterval(0.0005)
     failure: DeskfleetError | None = None
     try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        with asyncio.Runner(loop_factory=here.new_event_loop) as runner:
             runner.run(_until_stopped(main))
     except* (SetupFailed, StoreFailed) as group:
         failure = _first(group)
@@ -68,8 +70,7 @@ async def _until_stopped(main: Callable[[asyncio.Event], Coroutine[Any, Any, Non
             # It still starts, and what it waits for may never come.
             program.cancel()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, end)
+    here.on_stop(loop, end)
     try:
         await program
     except asyncio.CancelledError:
@@ -99,14 +100,44 @@ def failing_well() -> Iterator[None]:
         fail(error)
 
 
-def log_to(stream: TextIO | None, level: str, file: Path | None = None) -> None:
-    """Log to a stream, or by default to standard error: readable there, JSON elsewhere."""
-    if file is not None:
-        stream = open(file, "a", encoding="utf-8", opener=_private)  # noqa: SIM115 - it lives as long as the program
-    elif stream is None:
-        stream = sys.stderr
-    configure_logging(level, stream, json=not stream.isatty())
+def configured(kind: type[S], config: Path | None, flags: Mapping[str, Any], log_name: str) -> S:
+    """Read the settings of a program that starts, and log as they say, what the file says first."""
+    examined = None if config is None else examine(kind, config)
+    settings = read(kind, file=examined, environment=os.environ, flags=flags)
+    log_to(settings, log_name)
+    if examined is not None:
+        _tell(examined)
+    return settings
 
 
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
+def log_to(settings: BrokerSettings | AgentSettings, name: str, folder: Path | None = None) -> None:
+    """Log to a file of the folder, or else of the settings' folder, or else to standard error.
+
+    Readable on a terminal, JSON elsewhere. A file in a folder of the caller's is the caller's only.
+    """
+    where = folder or settings.log_directory
+    if where is None:
+        configure_logging(settings.log_level, sys.stderr, json=not sys.stderr.isatty())
+        return
+    rotation = Rotation(settings.log_rotation, settings.log_max_file_size, settings.log_rotate)
+    file = LogFile(where / name, rotation, mode=0o600 if folder else 0o640)
+    configure_logging(settings.log_level, file, json=True)
+
+
+def _tell(examined: Examined) -> None:
+    """Name each line of a file that isn't simply used."""
+    for note in examined.notes:
+        facts = {
+            "file": str(examined.path),
+            "line": note.line,
+            "key": note.key,
+            "reason": note.text or None,
+        }
+        if note.verdict is Verdict.UNKNOWN:
+            log.warning("configuration.unknown", extra=facts)
+        elif note.verdict is Verdict.USED and note.text:
+            log.warning("configuration.deprecated", extra=facts)
+        elif note.is_urgent:
+            log.warning("configuration.not-had", extra=facts)
+        elif note.verdict in {Verdict.IGNORED, Verdict.OVERRIDDEN}:
+            log.info("configuration.ignored", extra=facts)

@@ -133,12 +133,12 @@ def create_session(
     asked = CreateSessionRequestData(
         name=name,
         owner=owner or current_user(),
-        type=_type(type),
+        type=session_type(type),
         requirements=requirements,
         autorun_file=autorun_file,
         autorun_file_arguments=tuple(_split(autorun_file_arguments or [])) or None,
         init_file=init_file,
-        permissions_file=None if permissions_file is None else _permissions(permissions_file),
+        permissions_file=None if permissions_file is None else permissions(permissions_file),
         max_concurrent_clients=max_concurrent_clients,
         storage_root=storage_root,
         dcv_gl_enabled=dcv_gl_enabled or None,
@@ -252,7 +252,7 @@ def update_session_permissions(
     asked = UpdateSessionPermissionsRequestData(
         session_id=one_id(session, session_id),
         owner=owner or current_user(),
-        permissions_file=_permissions(permissions_file),
+        permissions_file=permissions(permissions_file),
     )
     run.output.finish(run.client.update_session_permissions([asked]))
 
@@ -313,13 +313,13 @@ def _tags(pairs: Sequence[str]) -> dict[str, str]:
     return tags
 
 
-def _type(type: str) -> str:
+def session_type(type: str) -> str:
     if type.upper() not in TYPES:
         raise Invalid(f"--type {type} is neither {' nor '.join(TYPES)}")
     return type.upper()
 
 
-def _permissions(value: str) -> str:
+def permissions(value: str) -> str:
     """Return the base64 of a permissions file: a path is looked for first."""
     try:
         return base64.b64encode(Path(value).read_bytes()).decode()

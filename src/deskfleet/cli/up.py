@@ -98,7 +98,7 @@ def up(
         bool, typer.Option("--open", help="Also create a session and print its link.")
     ] = False,
     output: Annotated[Output, typer.Option(help="How to say where everything is.")] = Output.text,
-    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
 ) -> None:
     """Run a whole deskfleet on this machine: API, agent and desktops in the browser."""
     where = (state or default_state()).expanduser().absolute()
@@ -106,7 +106,6 @@ def up(
 
     async def main(stop: asyncio.Event) -> None:
         with _alone(where):
-            log_to(None, log_level, where / LOG_FILE)
             broker = read(
                 BrokerSettings,
                 environment=os.environ,
@@ -115,8 +114,10 @@ def up(
                     "client_port": client_port,
                     "agent_port": agent_port,
                     "advertise": "localhost",
+                    "log_level": log_level,
                 },
             )
+            log_to(broker, LOG_FILE, where)
             agent = read(
                 AgentSettings,
                 environment=os.environ,

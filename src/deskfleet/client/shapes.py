@@ -1,8 +1,8 @@
 """The schemas of the API as a client sees them: what it sends and what it is told.
 
-Names and members are those of the API's description (`/dcv-session-manager-api.yaml`), in
-snake_case here and PascalCase on the wire. Older and other brokers leave members out: what is
-not sure to be there is optional, and members that are not known here are ignored.
+Names and members are those of the API's description (`/dcv-session-manager-api.yaml`), in its
+order, in snake_case here and PascalCase on the wire. Older and other brokers leave members out:
+what is not sure to be there is optional, and members that are not known here are ignored.
 
 Must not: hold behaviour beyond naming the subject of a refusal.
 """
@@ -89,8 +89,8 @@ class CloseServerRequestData(Sent, frozen=True):
 class Endpoint(Told, frozen=True):
     ip_address: str | None = None
     port: int | None = None
-    protocol: str | None = None
     web_url_path: str | None = None
+    protocol: str | None = None
 
 
 class Os(Told, frozen=True):
@@ -154,11 +154,11 @@ class Host(Told, frozen=True):
     os: Os | None = None
     memory: Memory | None = None
     swap: Swap | None = None
+    aws: Aws | None = None
     cpu_info: CpuInfo | None = None
     cpu_load_average: CpuLoadAverage | None = None
     gpus: tuple[Gpu, ...] = ()
     logged_in_users: tuple[LoggedInUser, ...] = ()
-    aws: Aws | None = None
 
 
 class Server(Told, frozen=True):
@@ -168,8 +168,8 @@ class Server(Told, frozen=True):
     default_dns_name: str | None = None
     port: str | None = None
     """A number, as text; `Endpoint.port` is a number."""
-    web_url_path: str | None = None
     endpoints: tuple[Endpoint, ...] = ()
+    web_url_path: str | None = None
     version: str | None = None
     session_manager_agent_version: str | None = None
     availability: str | None = None
@@ -180,11 +180,14 @@ class Server(Told, frozen=True):
     tags: tuple[KeyValuePair, ...] = ()
 
 
-class Session(Told, frozen=True):
+class Session(Told, frozen=True, kw_only=True):
     id: str
     name: str
     owner: str
+    server: Server | None = None
+    """None while it waits for a place."""
     type: str
+    max_concurrent_clients: int | None = None
     state: str
     """CREATING, READY, DELETING, DELETED or UNKNOWN."""
     substate: str | None = None
@@ -192,10 +195,7 @@ class Session(Told, frozen=True):
     creation_time: datetime | None = None
     last_disconnection_time: datetime | None = None
     num_of_connections: int | None = None
-    max_concurrent_clients: int | None = None
     storage_root: str | None = None
-    server: Server | None = None
-    """None while it waits for a place."""
 
 
 class DescribeSessionsResponse(Told, frozen=True, kw_only=True):
@@ -230,11 +230,11 @@ class DeleteSessionSuccessfulResponse(Told, frozen=True, kw_only=True):
     state: str
 
 
-class UnsuccessfulSession(Told, frozen=True):
+class UnsuccessfulSession(Told, frozen=True, kw_only=True):
     """What deletions and changes of permissions have in common where they fail."""
 
-    failure_reason: str
     session_id: str | None = None
+    failure_reason: str
 
     @property
     def subject(self) -> str:
@@ -301,8 +301,8 @@ class OpenServerSuccessfulResponse(Told, frozen=True, kw_only=True):
 
 class OpenServerUnsuccessfulResponse(Told, frozen=True, kw_only=True):
     open_server_request_data: OpenServerRequestData
-    failure_reason: str
     failure_code: str | None = None
+    failure_reason: str
 
     @property
     def subject(self) -> str:
@@ -321,8 +321,8 @@ class CloseServerSuccessfulResponse(Told, frozen=True, kw_only=True):
 
 class CloseServerUnsuccessfulResponse(Told, frozen=True, kw_only=True):
     close_server_request_data: CloseServerRequestData
-    failure_reason: str
     failure_code: str | None = None
+    failure_reason: str
 
     @property
     def subject(self) -> str:

@@ -14,6 +14,7 @@ import ipaddress
 import ssl
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Protocol
 
 import httpx
 import msgspec
@@ -38,6 +39,14 @@ class _Error(msgspec.Struct):
     error: str
 
 
+class Watcher(Protocol):
+    """Sees what is sent and what comes back, secrets and all."""
+
+    def request(self, request: httpx.Request) -> None: ...
+
+    def response(self, response: httpx.Response) -> None: ...
+
+
 class Transport:
     def __init__(
         self,
@@ -50,16 +59,18 @@ class Transport:
         monotonic: Callable[[], float],
         sleep: Callable[[float], None],
         wire: httpx.BaseTransport | None = None,
+        watcher: Watcher | None = None,
     ) -> None:
-        self._url = _checked(url)
+        self._url = checked(url)
         self._credentials = credentials
         self._sleep = sleep
         self._tokens = Tokens(self._fetch_token, monotonic)
         self._http = httpx.Client(
             base_url=self._url,
-            verify=_tls(ca_file, verify=verify),
+            verify=trust(ca_file, verify=verify),
             timeout=timeout,
             transport=wire,
+            event_hooks=_hooks(watcher),
             # The proxies of the environment are for others, not for this machine.
             trust_env=not _is_loopback(self._url.host),
             headers={"User-Agent": f"deskfleet/{__version__}", "Accept": "application/json"},
@@ -121,7 +132,7 @@ class Transport:
         """Ask in the query where the URL does so (as DCV's does), in the form otherwise."""
         url = httpx.URL(_TOKEN_PATH)
         if credentials.token_url is not None:
-            url = _checked(credentials.token_url)
+            url = checked(credentials.token_url)
         asked = {} if "grant_type" in url.params else {"grant_type": "client_credentials"}
         request = self._http.build_request(
             "POST", url, data=asked, headers={"Content-Type": "application/x-www-form-urlencoded"}
@@ -130,16 +141,26 @@ class Transport:
         return next(basic.auth_flow(request))
 
 
-def _checked(url: str) -> httpx.URL:
+def _hooks(watcher: Watcher | None) -> dict[str, list[Callable[..., Any]]]:
+    if watcher is None:
+        return {}
+    return {"request": [watcher.request], "response": [watcher.response]}
+
+
+def checked(url: str) -> httpx.URL:
+    """Read an https URL; plain HTTP is for this machine alone. Raises `SetupFailed`."""
+    shown = url.partition("?")[0]
+    if "@" in shown:
+        raise SetupFailed("a URL is no place for a password")
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL as error:
-        raise SetupFailed(f"{url} is not a URL: {error}") from error
+        raise SetupFailed(f"{shown} is not a URL: {error}") from error
     plain = parsed.scheme == "http" and _is_loopback(parsed.host)
     if not parsed.host or not (parsed.scheme == "https" or plain):
-        raise SetupFailed(f"{url} is not an https URL")
-    if parsed.userinfo:
-        raise SetupFailed("a URL is no place for a password")
+        raise SetupFailed(f"{shown} is not an https URL")
+    if parsed.port is not None and not 0 < parsed.port < 65_536:
+        raise SetupFailed(f"{shown} has a port that there is not")
     return parsed
 
 
@@ -150,7 +171,8 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _tls(ca_file: Path | None, *, verify: bool) -> ssl.SSLContext:
+def trust(ca_file: Path | None, *, verify: bool = True) -> ssl.SSLContext:
+    """Return what checks a broker's certificate. Raises `SetupFailed` where the file is no good."""
     try:
         context = ssl.create_default_context(cafile=ca_file)
     except OSError as error:

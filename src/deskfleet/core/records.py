@@ -84,6 +84,8 @@ class Session(Frozen, frozen=True, tag="session"):
     """Servers on which a start has failed, oldest first."""
     adopted: bool = False
     """Found running on its server; we did not create it."""
+    local_id: str | None = None
+    """What its server calls it, where that is not `id`: another server's has that id already."""
     ended_at: Instant | None = None
     """Set once, when nothing of it is left: the session is DELETED."""
     reason: str | None = None
@@ -212,6 +214,12 @@ class ApiClient(Frozen, frozen=True, tag="api-client"):
     secret_hash: bytes
     created_at: Instant
     active: bool = True
+    token_era: int = 0
+    """Grows to end all tokens that were given: each of them names its era."""
+    scopes: tuple[str, ...] = ()
+    """What it may call (see access.py); none is all."""
+    owner: str | None = None
+    """Whose sessions alone there are for it."""
 
 
 class AgentClient(Frozen, frozen=True, tag="agent-client"):
@@ -222,15 +230,19 @@ class AgentClient(Frozen, frozen=True, tag="agent-client"):
     secret_hash: bytes
     created_at: Instant
     active: bool = True
+    token_era: int = 0
+    """As that of `ApiClient`."""
 
 
 class SoftwareStatement(Frozen, frozen=True, tag="software-statement"):
-    """What lets a new agent enrol. The id is the statement's public id; its text is not kept."""
+    """What lets a new agent enrol. The id is the statement's public id."""
 
     id: str
     statement_hash: bytes
     issued_at: Instant
     active: bool = True
+    sealed: bytes | None = None
+    """Its text, encrypted outside of the store; older statements have none."""
 
 
 class SigningKey(Frozen, frozen=True, tag="signing-key"):
@@ -257,6 +269,35 @@ class AuthServer(Frozen, frozen=True, tag="auth-server"):
     """Whether its host may have a private address."""
 
 
+class ServerIdType(StrEnum):
+    """By what a DNS mapping knows its server; the words of the original's files."""
+
+    ID = "Id"
+    IP = "Ip"
+    EC2_INSTANCE_ID = "Host.Aws.Ec2InstanceId"
+
+
+class DnsMapping(Frozen, frozen=True, tag="dns-mapping"):
+    """By which DNS names a server is reached. The id is made of type and value: see `dns_names`."""
+
+    id: str
+    server_id_type: ServerIdType
+    server_id: str
+    internal_name: str
+    """What connection gateways connect to."""
+    external_name: str | None = None
+
+
+class TokenUse(Frozen, frozen=True, tag="token-use"):
+    """That a connection token has opened its session. The id is the token's own (`jti`)."""
+
+    id: str
+    expires_at: Instant
+    """When the token does; the record is of no use long after."""
+    client_address: str | None = None
+    """From where alone it may be used again; None where its server didn't say."""
+
+
 Record: TypeAlias = (
     Session
     | Report
@@ -269,6 +310,8 @@ Record: TypeAlias = (
     | SoftwareStatement
     | SigningKey
     | AuthServer
+    | DnsMapping
+    | TokenUse
 )
 
 KINDS: dict[str, Any] = {
@@ -285,6 +328,8 @@ KINDS: dict[str, Any] = {
         SoftwareStatement,
         SigningKey,
         AuthServer,
+        DnsMapping,
+        TokenUse,
     )
 }
 

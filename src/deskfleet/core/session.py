@@ -7,6 +7,9 @@ without anyone writing it, and a late report can't undo a delete.
 
 Rules: every change of our half goes through `advance`; the table is the whole truth; a report
 of another generation, or of another server, is not about this session. Nothing leaves ENDED.
+
+A session that deskfleet did not create is the exception to much: its id is chosen by its server,
+is unique there only (`console`), and may be used again for the next one.
 """
 
 from __future__ import annotations
@@ -122,6 +125,22 @@ def delete(session: Session, at: datetime) -> Session:
     if stage(session) is Stage.WAITING:
         return end(session, at, "deleted while it waited for a place")
     return session if stage(session) is Stage.STOPPING else stop(session)
+
+
+def name_on_server(session: Session) -> str:
+    """Return the id by which a session's server knows it."""
+    return session.local_id or session.id
+
+
+def is_foreign(report: Report) -> bool:
+    """Tell whether a report is about a session that deskfleet did not create."""
+    return report.generation == 0
+
+
+def is_succeeded(session: Session, report: Report) -> bool:
+    """Tell whether a foreign session has ended and its server runs another one of that id."""
+    foreign = session.adopted and session.generation == 0 and is_foreign(report)
+    return foreign and stage(session) is Stage.ENDED and report.phase is Phase.RUNNING
 
 
 def is_about(report: Report, session: Session) -> bool:

@@ -30,13 +30,14 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from deskfleet.agent.desktop.admission import Admission, Admissions, cookie_name, read_claims
 from deskfleet.agent.desktop.attendance import Attendance, Close, Visit
 from deskfleet.agent.desktop.desktops import Desktop, Desktops
-from deskfleet.agent.desktop.groups import groups_of
 from deskfleet.agent.desktop.headers import SecurityHeaders
 from deskfleet.agent.desktop.pages import Pages
 from deskfleet.agent.desktop.relay import DesktopSocket, relay
 from deskfleet.agent.desktop.rfb import RfbFilter, rights_of
+from deskfleet.agent.desktop.verdicts import Verdicts
 from deskfleet.core.permissions import Feature
 from deskfleet.errors import Unavailable
+from deskfleet.machine import here
 from deskfleet.ports import Clock, Signer, TokenCheck
 
 log = logging.getLogger(__name__)
@@ -112,7 +113,7 @@ def build_entrance(
     clock: Clock,
     signer: Signer,
     *,
-    groups: Callable[[str], frozenset[str]] = groups_of,
+    groups: Callable[[str], frozenset[str]] = here.groups_of,
     bundle: Path = _BUNDLE,
 ) -> Starlette:
     """Put the entrance of one server together; its listener holds to `MAX_MESSAGE_BYTES`."""
@@ -142,7 +143,7 @@ class _Entrance:
         pages: Pages,
     ) -> None:
         self._desktops = desktops
-        self._check = check
+        self._verdicts = Verdicts(check, clock)
         self._attendance = attendance
         self._clock = clock
         self._groups = groups
@@ -165,7 +166,7 @@ class _Entrance:
         verdict = (
             _NOT_A_TOKEN
             if claims is None
-            else await self._verify(request, claims.session_id, token)
+            else await self._verify(request, claims.session_id, token, self._verdicts.look)
         )
         if not isinstance(verdict, Refused):
             return self._pages.index()
@@ -178,7 +179,9 @@ class _Entrance:
         asked = await self._read_connect(request)
         if isinstance(asked, Refused):
             return asked.json()
-        verdict = await self._verify(request, asked.session_id, asked.auth_token)
+        verdict = await self._verify(
+            request, asked.session_id, asked.auth_token, self._verdicts.take
+        )
         if isinstance(verdict, Refused):
             self._log_refusal(verdict, request, asked.session_id)
             return verdict.json()
@@ -266,7 +269,7 @@ class _Entrance:
             return _BAD_REQUEST
 
     async def _verify(
-        self, connection: HTTPConnection, session_id: str, token: str
+        self, connection: HTTPConnection, session_id: str, token: str, check: TokenCheck
     ) -> tuple[str, Desktop] | Refused:
         """Ask who a token lets in; what can't be right is refused without asking."""
         claims = read_claims(token)
@@ -278,7 +281,7 @@ class _Entrance:
         if desktop is None:
             return _NOT_HERE
         try:
-            user = await self._check(session_id, token, _address(connection))
+            user = await check(session_id, token, _address(connection))
         except Unavailable:
             return _UNREACHABLE
         if user is not None:

@@ -18,6 +18,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from deskfleet.agent.desktop.attendance import Close
 from deskfleet.agent.desktop.rfb import RfbFilter
 from deskfleet.errors import ProtocolError, Unavailable
+from deskfleet.machine import here
 
 _READ_BYTES = 128 * 1024
 _OPEN_SECONDS = 5.0
@@ -35,7 +36,7 @@ class DesktopSocket:
         """Connect; raises `Unavailable` where nobody answers."""
         try:
             async with asyncio.timeout(_OPEN_SECONDS):
-                return cls(*await asyncio.open_unix_connection(path, limit=_READ_BYTES))
+                return cls(*await here.open_local(path, _READ_BYTES))
         except OSError as error:
             raise Unavailable("the desktop does not answer") from error
 

@@ -13,6 +13,7 @@ owner's reach. Trees are removed without following links or entering other file 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import secrets
 import stat
@@ -27,6 +28,18 @@ LONGEST_SOCKET_PATH = 107
 X_SOCKETS = Path("/tmp/.X11-unix")  # noqa: S108 - where every X client looks
 X_LOCKS = X_SOCKETS.parent
 MAX_REASON_BYTES = 1000
+
+
+def runtime_folder(state: Path) -> Path:
+    """Return where the sockets of an agent's sessions are: a short path, since theirs are limited.
+
+    `state` is the agent's own folder, by which agents on one machine are told apart.
+    """
+    key = hashlib.sha256(str(state.resolve()).encode()).hexdigest()[:8]
+    if os.geteuid() == 0:
+        return Path("/run/deskfleet") / key
+    base = os.environ.get("XDG_RUNTIME_DIR")
+    return (Path(base) / "deskfleet" if base else Path(f"/tmp/deskfleet-{os.geteuid()}")) / key  # noqa: S108
 
 
 class RuntimeFolders:

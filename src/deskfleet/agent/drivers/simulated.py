@@ -18,6 +18,7 @@ import msgspec
 
 from deskfleet.agent.drivers.pictures import encode, picture_format
 from deskfleet.errors import Missing, StartFailed
+from deskfleet.machine import here
 from deskfleet.ports import Clock, Picture, Running, SessionSpec
 
 if TYPE_CHECKING:
@@ -83,6 +84,9 @@ class SimulatedDriver:
     async def stop(self, session_id: str) -> None:
         self._forget(session_id)
 
+    async def permit(self, spec: SessionSpec) -> None:
+        """Return: nobody connects, or the entrance asks by itself."""
+
     async def screenshot(
         self, session_id: str, *, max_width: int, max_height: int, format: str
     ) -> Sequence[Picture]:
@@ -130,7 +134,7 @@ class SimulatedDriver:
                 # A full disk, say: half a file would keep what others could use.
                 draft.unlink(missing_ok=True)
                 raise
-            draft.rename(path)
+            here.replace(draft, path)
         self._running[session.session_id] = session
 
     def _forget(self, session_id: str) -> bool:

@@ -27,6 +27,7 @@ from deskfleet.agent.drivers.pictures import encode, picture_format
 from deskfleet.agent.drivers.processes import boot_id, identify, watch
 from deskfleet.agent.drivers.rfb_picture import take_picture
 from deskfleet.agent.drivers.session_folders import RuntimeFolders, prepare_x_sockets
+from deskfleet.agent.drivers.settling import settled
 from deskfleet.agent.drivers.xvnc_clearing import clear, clear_unrecorded, group_name
 from deskfleet.agent.drivers.xvnc_installation import XvncInstallation
 from deskfleet.agent.drivers.xvnc_launch import (
@@ -159,6 +160,9 @@ class XvncDriver:
         if not done:
             raise Unavailable("parts of the session can't be removed yet")
 
+    async def permit(self, spec: SessionSpec) -> None:
+        """Return: the entrance asks by itself."""
+
     async def screenshot(
         self, session_id: str, *, max_width: int, max_height: int, format: str
     ) -> Sequence[Picture]:
@@ -245,7 +249,7 @@ class XvncDriver:
     async def _start_leader(self, plan: Plan) -> int:
         job = self._begin(self._spawn, plan)
         try:
-            return await _settled(job)
+            return await settled(job)
         except asyncio.CancelledError:
             if job.exception() is None:
                 os.close(job.result())
@@ -328,20 +332,7 @@ class XvncDriver:
 
     async def _to_the_end(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run in a thread what must not be left half done: a cancellation comes only after it."""
-        return await _settled(self._begin(function, *args, **kwargs))
-
-
-async def _settled(job: asyncio.Future[T]) -> T:
-    """Wait for the end of a job, whatever is cancelled meanwhile; then be cancelled."""
-    interruption: asyncio.CancelledError | None = None
-    while not job.done():
-        try:
-            await asyncio.wait({job})
-        except asyncio.CancelledError as error:
-            interruption = error
-    if interruption is not None:
-        raise interruption
-    return job.result()
+        return await settled(self._begin(function, *args, **kwargs))
 
 
 def _lives(record: SessionRecord) -> bool:

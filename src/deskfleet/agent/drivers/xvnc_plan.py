@@ -13,7 +13,6 @@ from typing import Any
 
 from deskfleet.agent.drivers.owners import OwnerPolicy
 from deskfleet.agent.drivers.processes import boot_id
-from deskfleet.agent.drivers.programs import find_program
 from deskfleet.agent.drivers.session_folders import RuntimeFolders
 from deskfleet.agent.drivers.xvnc_installation import XvncInstallation
 from deskfleet.agent.drivers.xvnc_launch import (
@@ -26,6 +25,7 @@ from deskfleet.agent.drivers.xvnc_launch import (
 from deskfleet.agent.drivers.xvnc_record import SessionRecord
 from deskfleet.core.records import SessionRequest, Type
 from deskfleet.errors import StartFailed
+from deskfleet.machine import here
 from deskfleet.ports import Clock, SessionSpec
 
 _LEADER_SHARE = 0.9
@@ -89,6 +89,6 @@ class Planner:
     def _find_programs(self, request: SessionRequest) -> Programs:
         init, autorun = request.init_file, request.autorun_file
         return Programs(
-            find_program(self.init_folder, init, "init file") if init else None,
-            find_program(self.autorun_folder, autorun, "autorun file") if autorun else None,
+            here.find_program(self.init_folder, init, "init file") if init else None,
+            here.find_program(self.autorun_folder, autorun, "autorun file") if autorun else None,
         )

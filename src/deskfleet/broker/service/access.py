@@ -2,8 +2,8 @@
 
 All tokens are RS256 JWTs signed by the fleet's newest signing key, each with its own audience,
 so that a token made for one door opens no other. What was verified is remembered until it
-expires. Secrets are kept as HMACs under a key that is not in the store; a wrong id costs the
-same as a wrong password.
+expires; whether its client is still active, and in the same era, is asked each time. Secrets are
+kept as HMACs under a key that is not in the store; a wrong id costs the same as a wrong password.
 """
 
 from __future__ import annotations
@@ -16,21 +16,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
 
 import jwt
 
 from deskfleet.broker.service.replica import Replica
 from deskfleet.broker.service.signing_keys import SigningKeys
 from deskfleet.broker.service.tokens import LEEWAY_SECONDS, head_of
+from deskfleet.core.access import EVERYTHING, Rights, check_restrictions
 from deskfleet.core.change import ABSENT, ChangeSet, Put
 from deskfleet.core.records import AgentClient, ApiClient, Server, SoftwareStatement
-from deskfleet.errors import Forbidden, InvalidToken, Unauthenticated
+from deskfleet.core.session import replace
+from deskfleet.errors import Forbidden, Invalid, InvalidToken, Unauthenticated
 from deskfleet.ports import Clock, Ids, Signer
 
 ALGORITHM = "RS256"
 ISSUER = "deskfleet"
 REMEMBERED_TOKENS = 10_000
+MAX_CLIENT_NAME = 256
+"""Characters."""
+
+C = TypeVar("C", ApiClient, AgentClient)
 
 
 class Audience(StrEnum):
@@ -69,8 +75,14 @@ class Access:
 
     # Clients
 
-    async def register_api_client(self, name: str) -> Credentials:
-        return await self._register(ApiClient, self._ids.uuid(), name)
+    async def register_api_client(self, name: str, rights: Rights = EVERYTHING) -> Credentials:
+        """Register a client that may do no more than `rights`. Raises `Invalid`."""
+        if not (0 < len(name) <= MAX_CLIENT_NAME and name.isprintable()):
+            raise Invalid(
+                f"a client's name has up to {MAX_CLIENT_NAME} characters that can be printed"
+            )
+        check_restrictions(rights)
+        return await self._register(ApiClient, name, rights)
 
     async def register_agent(self, statement: str, name: str) -> Credentials:
         """Enrol an agent by its software statement; its client id is its server's id."""
@@ -87,7 +99,7 @@ class Access:
 
     async def register_any_agent(self, name: str) -> Credentials:
         """Enrol an agent that shows no statement: only where the administrator allows it."""
-        return await self._register(AgentClient, self._ids.uuid(), name)
+        return await self._register(AgentClient, name)
 
     async def generate_software_statement(self) -> str:
         """Return a statement that lets agents enrol, in the form that administrators know."""
@@ -104,24 +116,30 @@ class Access:
         )
         statement = base64.b64encode(text.encode()).decode()
         record = SoftwareStatement(
-            id=record_id, statement_hash=self._signer.hash(statement), issued_at=now
+            id=record_id,
+            statement_hash=self._signer.hash(statement),
+            issued_at=now,
+            sealed=self._signer.seal(statement.encode()),
         )
         await self._replica.commit((Put(record, ABSENT),))
         return statement
 
     async def _register(
-        self, kind: type[ApiClient | AgentClient], client_id: str, name: str
+        self, kind: type[ApiClient | AgentClient], name: str, rights: Rights = EVERYTHING
     ) -> Credentials:
-        secret = base64.b64encode(self._ids.secret().encode()).decode()
-        now = self._clock.now()
+        secret, now = fresh_password(self._ids), self._clock.now()
         client = kind(
-            id=client_id, name=name, secret_hash=self._signer.hash(secret), created_at=now
+            id=self._ids.uuid(), name=name, secret_hash=self._signer.hash(secret), created_at=now
         )
-        change_set: ChangeSet = (Put(client, ABSENT),)
-        if kind is AgentClient:
-            change_set += (Put(Server(id=client_id, registered_at=now), ABSENT),)
+        change_set: ChangeSet
+        if isinstance(client, ApiClient):
+            restricted = replace(client, scopes=rights.scopes, owner=rights.owner)
+            change_set = (Put(restricted, ABSENT),)
+        else:
+            server = Server(id=client.id, registered_at=now)
+            change_set = (Put(client, ABSENT), Put(server, ABSENT))
         await self._replica.commit(change_set)
-        return Credentials(client_id, secret)
+        return Credentials(client.id, secret)
 
     # Tokens
 
@@ -133,18 +151,12 @@ class Access:
 
     def api_client(self, token: str) -> ApiClient:
         """Return whose API token this is. The caller has caught up."""
-        client = self._replica.fleet.get(ApiClient, self._subject(Audience.API, token))
-        if client is None or not client.active:
-            raise InvalidToken("the client of this token is not active any more")
-        return client
+        return self._client_of(ApiClient, Audience.API, token)
 
     async def server_id(self, token: str) -> str:
         """Return which server's agent this is."""
         await self._replica.catch_up()
-        client = self._replica.fleet.get(AgentClient, self._subject(Audience.AGENT, token))
-        if client is None or not client.active:
-            raise InvalidToken("the agent of this token is not active any more")
-        return client.id
+        return self._client_of(AgentClient, Audience.AGENT, token).id
 
     def sign(self, audience: Audience, claims: Mapping[str, Any], life: timedelta) -> str:
         key = self._keys.newest()
@@ -211,7 +223,19 @@ class Access:
         expected = client.secret_hash if client else self._signer.hash(client_id)
         if not hmac.compare_digest(digest, expected) or client is None or not client.active:
             raise Unauthenticated("unauthorized_client")
-        return self.sign(audience, {"sub": client.id, "client_id": client.id}, life)
+        claims = {"sub": client.id, "client_id": client.id, "era": client.token_era}
+        return self.sign(audience, claims, life)
 
-    def _subject(self, audience: Audience, token: str) -> str:
-        return str(self.verify(audience, token).get("sub", ""))
+    def _client_of(self, kind: type[C], audience: Audience, token: str) -> C:
+        claims = self.verify(audience, token)
+        client = self._replica.fleet.get(kind, str(claims.get("sub", "")))
+        if client is None or not client.active:
+            raise InvalidToken("the client of this token is not active any more")
+        if claims.get("era", 0) != client.token_era:
+            raise InvalidToken("the token has been revoked")
+        return client
+
+
+def fresh_password(ids: Ids) -> str:
+    """Return a password in the form that administrators know: base64 of a text."""
+    return base64.b64encode(ids.secret().encode()).decode()

@@ -5,7 +5,8 @@ fence of the link's epoch, and sends the whole desired set whenever the fleet ha
 that server, and every minute in any case. `Links` knows the links that this broker holds.
 
 A server that is lost is only marked as such after a grace, so that an agent's restart is not
-seen by clients; a link that another broker has taken over ends by itself.
+seen by clients; a link that another broker has taken over ends by itself, and so does one whose
+agent is not to be let in any more.
 """
 
 from __future__ import annotations
@@ -18,15 +19,23 @@ from dataclasses import dataclass
 from deskfleet.broker.service.observing import (
     Fence,
     desires,
+    kept_id,
     open_link,
     take_facts,
     take_observed,
 )
 from deskfleet.broker.service.replica import Entries, Replica
 from deskfleet.core.change import Change, ChangeSet, Put, Tombstone
-from deskfleet.core.records import Link, Record, Report, Session
-from deskfleet.core.session import replace
-from deskfleet.errors import Missing, ProtocolError, Stale, StoreFailed, Unavailable
+from deskfleet.core.records import AgentClient, Link, Record, Report, Session
+from deskfleet.core.session import name_on_server, replace
+from deskfleet.errors import (
+    Forbidden,
+    Missing,
+    ProtocolError,
+    Stale,
+    StoreFailed,
+    Unavailable,
+)
 from deskfleet.ports import Clock, Picture
 from deskfleet.wire.link import BrokerLink
 from deskfleet.wire.messages import (
@@ -73,7 +82,7 @@ class AgentSession:
         self._fleet = house.replica.fleet
         self._send = send
         self._observed: tuple[Observed, ...] = ()
-        self._sent: tuple[Desire, ...] | None = None
+        self._sent: dict[str, Desire] | None = None
         self._sent_at = house.clock.monotonic()
         self._dirty = asyncio.Event()
         self._load_written_at = house.clock.monotonic()
@@ -152,9 +161,8 @@ class AgentSession:
 
     def concerns(self, session_ids: set[str]) -> bool:
         """Tell whether any of these sessions is, or was, on this server."""
-        return any(one.report.id in session_ids for one in self._observed) or any(
-            desire.spec.session_id in session_ids for desire in self._sent or ()
-        )
+        seen = (kept_id(self._fleet, self.server_id, one.report) for one in self._observed)
+        return any(id in session_ids for id in (*seen, *(self._sent or ())))
 
     def look_again(self) -> None:
         self._dirty.set()
@@ -175,13 +183,14 @@ class AgentSession:
             wanted = desires(self._fleet, self.server_id, self._observed)
             if wanted != self._sent:
                 self._sent, self._sent_at = wanted, clock.monotonic()
-                await self._send(self.link.desired(self._fleet.revision, wanted))
+                await self._send(self.link.desired(self._fleet.revision, tuple(wanted.values())))
 
     # Screenshots
 
     async def take_screenshot(
         self, session_id: str, *, max_width: int, max_height: int, format: str
     ) -> tuple[Picture, ...]:
+        session = self._fleet.session(session_id)
         self._requests += 1
         number = self._requests
         waiting = self._screenshots[number] = asyncio.get_running_loop().create_future()
@@ -189,7 +198,7 @@ class AgentSession:
             await self._send(
                 TakeScreenshot(
                     request=number,
-                    session_id=session_id,
+                    session_id=session_id if session is None else name_on_server(session),
                     max_width=max_width,
                     max_height=max_height,
                     format=format,
@@ -233,7 +242,10 @@ class Links:
         return AgentSession(self._house, server_id, send)
 
     async def greet(self, agent: AgentSession, message: FromAgent) -> None:
-        """Open a link with its first message. Raises `Stale` when it was superseded meanwhile."""
+        """Open a link with its first message.
+
+        Raises `Stale` when it was superseded meanwhile, and `Forbidden` when its agent was revoked.
+        """
         hello = agent.link.receive(message, self._house.clock.monotonic())
         if not isinstance(hello, Hello):
             raise ProtocolError("a link begins with a hello")
@@ -244,6 +256,9 @@ class Links:
         welcome = await agent.open(hello)
         # Held before it is welcomed: what fails from here on is a link that is lost.
         self._hold(agent)
+        if self._is_revoked(agent.server_id):
+            # The news came before the link was held: nobody would end it.
+            raise Forbidden("the agent has been revoked")
         await agent.say(welcome)
 
     def _hold(self, agent: AgentSession) -> None:
@@ -257,7 +272,7 @@ class Links:
     def part(self, agent: AgentSession) -> None:
         """Let go of a link that has ended; after the grace the server counts as lost.
 
-        Silence has been waited for already.
+        Silence has been waited for already, and whose agent was revoked isn't waited for at all.
         """
         agent.end()
         if self._held.get(agent.server_id) is not agent:
@@ -268,10 +283,15 @@ class Links:
             return
         log.info("link.lost", extra={"server_id": agent.server_id, "epoch": agent.link.epoch})
         silent = agent.link.is_silent(self._house.clock.monotonic())
-        grace = 0.0 if silent else self._grace_seconds
+        at_once = silent or self._is_revoked(agent.server_id)
+        grace = 0.0 if at_once else self._grace_seconds
         parting = asyncio.create_task(self._mark_lost(agent.server_id, agent.link.epoch, grace))
         self._partings.add(parting)
         parting.add_done_callback(self._partings.discard)
+
+    def _is_revoked(self, server_id: str) -> bool:
+        client = self._house.replica.fleet.get(AgentClient, server_id)
+        return client is not None and not client.active
 
     async def close(self) -> None:
         self._closed = True
@@ -328,6 +348,11 @@ class Links:
         elif isinstance(record, Link):
             held = self._held.get(record.id)
             if held is not None and record.epoch > held.link.epoch:
+                held.end()
+        elif isinstance(record, AgentClient) and not record.active:
+            held = self._held.get(record.id)
+            if held is not None:
+                log.warning("link.revoked", extra={"server_id": record.id})
                 held.end()
 
     def _wake(self, server_id: str | None) -> None:

@@ -10,9 +10,11 @@ from deskfleet.broker.service.external_tokens import ExternalTokens
 from deskfleet.broker.service.housekeeping import Housekeeping
 from deskfleet.broker.service.paging import Paging
 from deskfleet.broker.service.replica import Replica
+from deskfleet.broker.service.resolver import Resolver
 from deskfleet.broker.service.screenshots import Screenshots
 from deskfleet.broker.service.servers import Servers
 from deskfleet.broker.service.sessions import Sessions
+from deskfleet.broker.service.verifier import Verifier
 from deskfleet.ports import Clock, Ids
 
 
@@ -22,6 +24,8 @@ class House:
     access: Access
     external: ExternalTokens
     sessions: Sessions
+    verifier: Verifier
+    resolver: Resolver
     servers: Servers
     screenshots: Screenshots
     links: Links

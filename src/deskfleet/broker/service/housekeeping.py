@@ -19,8 +19,18 @@ from deskfleet.broker.service.placing import Placing
 from deskfleet.broker.service.replica import Replica
 from deskfleet.broker.service.signing_keys import outlived
 from deskfleet.broker.service.silence import Silence
+from deskfleet.broker.service.verifier import spent
 from deskfleet.core.change import Change, ChangeSet, Check, Drop, Put
-from deskfleet.core.records import Broker, Facts, Link, Report, Server, Session, SigningKey
+from deskfleet.core.records import (
+    Broker,
+    Facts,
+    Link,
+    Report,
+    Server,
+    Session,
+    SigningKey,
+    TokenUse,
+)
 from deskfleet.core.session import end, replace
 from deskfleet.errors import Unavailable
 from deskfleet.ports import Clock
@@ -141,6 +151,10 @@ class Housekeeping:
         changes += [
             Drop("signing-key", key.id, self._fleet.revision_of(SigningKey, key.id))
             for key in outlived(self._fleet, self._clock.now(), self._retention.tokens)
+        ]
+        changes += [
+            Drop("token-use", one.id, self._fleet.revision_of(TokenUse, one.id))
+            for one in islice(spent(self._fleet, self._clock.now()), SWEEP_BATCH)
         ]
         return None, tuple(changes)
 

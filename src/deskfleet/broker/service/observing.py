@@ -1,8 +1,8 @@
 """What a server's reports change: pure decisions over the fleet.
 
 Laws: only the server that a session is placed on, in the generation that it is placed with, can
-say anything of it; what it says is written under the fence of its link; a session that nobody
-knows is adopted, never killed.
+say anything of it; what it says is written under the fence of its link; a session that deskfleet
+did not create is adopted, and never stopped unless a client asks for it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,17 @@ from deskfleet.core.records import (
     SessionRequest,
 )
 from deskfleet.core.server import differ_in_load_only
-from deskfleet.core.session import Stage, has_run, is_about, replace, settle, stage
+from deskfleet.core.session import (
+    Stage,
+    has_run,
+    is_about,
+    is_foreign,
+    is_succeeded,
+    name_on_server,
+    replace,
+    settle,
+    stage,
+)
 from deskfleet.errors import Stale
 from deskfleet.ports import SessionSpec
 from deskfleet.wire.messages import Desire, Observed
@@ -74,6 +84,21 @@ def take_facts(fleet: Fleet, facts: Facts, *, even_load: bool) -> list[Change]:
     return [Put(facts, fleet.revision_of(Facts, facts.id))]
 
 
+def kept_id(fleet: Fleet, server_id: str, report: Report) -> str:
+    """Return the id under which we keep what a server reports.
+
+    It is the server's own but for a foreign session whose id another server's has already.
+    """
+    if not is_foreign(report):
+        return report.id
+    qualified = f"{report.id}@{server_id}"
+    ours, known = fleet.session(qualified), fleet.session(report.id)
+    if ours is not None and ours.server_id == server_id and stage(ours) is not Stage.ENDED:
+        return qualified
+    taken = known is not None and known.adopted and known.server_id != server_id
+    return qualified if taken else report.id
+
+
 def take_observed(
     fleet: Fleet, server_id: str, observed: Iterable[Observed], now: datetime, *, retries: int
 ) -> list[Change]:
@@ -87,11 +112,12 @@ def take_observed(
         taken.add(one.report.id)
         report = replace(
             one.report,
+            id=kept_id(fleet, server_id, one.report),
             server_id=server_id,
             last_disconnection_at=_instant(one.report.last_disconnection_at),
         )
         session = fleet.session(report.id)
-        if session is None:
+        if session is None or is_succeeded(session, report):
             found = _adopt(fleet, server_id, one, report, now)
             adopted += bool(found)
             changes += found
@@ -131,15 +157,20 @@ def _adopt(
     running = one.running
     if running is None or report.phase is not Phase.RUNNING:
         return []
+    own_id = one.report.id
     session = Session(
         id=report.id,
+        local_id=None if own_id == report.id else own_id,
         request=SessionRequest(name=running.name, owner=running.owner, type=running.type),
         created_at=_instant(running.created_at) or now,
         server_id=server_id,
         generation=report.generation,
         adopted=True,
     )
-    return [Put(session, ABSENT), Put(report, fleet.revision_of(Report, report.id))]
+    return [
+        Put(session, fleet.revision_of(Session, session.id)),
+        Put(report, fleet.revision_of(Report, report.id)),
+    ]
 
 
 def _instant(told: datetime | None) -> datetime | None:
@@ -150,8 +181,8 @@ def _instant(told: datetime | None) -> datetime | None:
         return None
 
 
-def desires(fleet: Fleet, server_id: str, observed: Sequence[Observed]) -> tuple[Desire, ...]:
-    """Compute the whole desired set of a server.
+def desires(fleet: Fleet, server_id: str, observed: Sequence[Observed]) -> dict[str, Desire]:
+    """Compute the whole desired set of a server, by the ids under which we keep the sessions.
 
     It names what is placed there and, to be stopped, what runs there in spite of having ended or
     having been placed anew. What it doesn't name is left alone.
@@ -166,12 +197,16 @@ def desires(fleet: Fleet, server_id: str, observed: Sequence[Observed]) -> tuple
     }
     for one in observed:
         report = one.report
-        session = fleet.session(report.id)
-        if session is None or report.phase not in ALIVE or report.id in wanted:
+        id = kept_id(fleet, server_id, report)
+        session = fleet.session(id)
+        if session is None or report.phase not in ALIVE or id in wanted:
+            continue
+        if session.adopted and is_foreign(report):
+            # Another one of that id: it is adopted, or will be.
             continue
         spec = _spec(session, report.generation, Intent.STOP)
-        wanted[report.id] = Desire(spec=spec, intent=Intent.STOP)
-    return tuple(wanted.values())
+        wanted[id] = Desire(spec=spec, intent=Intent.STOP)
+    return wanted
 
 
 def _spec(session: Session, generation: int, intent: Intent) -> SessionSpec:
@@ -179,4 +214,4 @@ def _spec(session: Session, generation: int, intent: Intent) -> SessionSpec:
     if intent is Intent.STOP and request.permissions_file is not None:
         # By far the longest part of a set, and of no use to what is to end.
         request = replace(request, permissions_file=None)
-    return SessionSpec(session_id=session.id, generation=generation, request=request)
+    return SessionSpec(session_id=name_on_server(session), generation=generation, request=request)

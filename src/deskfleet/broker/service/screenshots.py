@@ -54,18 +54,22 @@ class Screenshots:
         self._links = links
         self._ask_broker = ask_broker
 
-    async def take(self, wishes: Sequence[Wish]) -> list[Shot]:
-        """Take all pictures at once; the answers stand in the order of the wishes."""
+    async def take(self, wishes: Sequence[Wish], *, mine: str | None = None) -> list[Shot]:
+        """Take all pictures at once; the answers stand in the order of the wishes.
+
+        Where `mine` names an owner, the sessions of others aren't there.
+        """
         await self._replica.catch_up()
-        return list(await asyncio.gather(*(self._take(wish, pass_on=True) for wish in wishes)))
+        shots = (self._take(wish, mine, pass_on=True) for wish in wishes)
+        return list(await asyncio.gather(*shots))
 
     async def take_here(self, wish: Wish) -> Shot:
         """Take a picture for another broker: of a server that is linked here, or not at all."""
         await self._replica.catch_up()
-        return await self._take(wish, pass_on=False)
+        return await self._take(wish, None, pass_on=False)
 
-    async def _take(self, wish: Wish, *, pass_on: bool) -> Shot:
-        session = self._fleet.session(wish.session_id)
+    async def _take(self, wish: Wish, mine: str | None, *, pass_on: bool) -> Shot:
+        session = self._sessions.find(wish.session_id, mine)
         if session is None:
             return NO_SUCH_SESSION
         state = self._sessions.view(session).seen.state

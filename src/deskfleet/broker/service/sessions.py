@@ -1,7 +1,8 @@
 """What clients ask of sessions: create, describe, delete, change permissions, connect.
 
 Each function answers for one request as a whole; the parts of a batch fail alone, with a reason.
-What is decided is committed before the answer; nothing here waits for a server.
+What is decided is committed before the answer; nothing here waits for a server. Where `mine` names
+an owner, only their sessions are there; those of others look like sessions that don't exist.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from deskfleet.core.placement import Refusal, parse_once
 from deskfleet.core.queue import Outcome
 from deskfleet.core.records import Facts, Report, Session, SessionRequest
 from deskfleet.core.session import Seen, Stage, State
-from deskfleet.errors import Conflict, Missing, PermissionsInvalid, RequirementsInvalid
+from deskfleet.errors import Conflict, Forbidden, Missing, PermissionsInvalid, RequirementsInvalid
 from deskfleet.ports import Clock
 
 T = TypeVar("T")
@@ -77,11 +78,15 @@ class Sessions:
         self._clock = clock
         self._token_life = token_life
 
-    async def create(self, requests: Sequence[SessionRequest]) -> list[Outcome]:
+    async def create(
+        self, requests: Sequence[SessionRequest], *, mine: str | None = None
+    ) -> list[Outcome]:
         """Create sessions; the outcomes stand in the order of the requests."""
-        return list(await asyncio.gather(*(self._create(request) for request in requests)))
+        return list(await asyncio.gather(*(self._create(request, mine) for request in requests)))
 
-    async def _create(self, request: SessionRequest) -> Outcome:
+    async def _create(self, request: SessionRequest, mine: str | None) -> Outcome:
+        if mine is not None and request.owner != mine:
+            return Refusal(f"This client may create sessions of {mine} only.")
         refusal = _check_platform(request) or _check_requirements(request.requirements)
         if refusal is None and request.permissions_file is not None:
             refusal = _check_permissions(request.permissions_file)
@@ -140,16 +145,18 @@ class Sessions:
         facts = None if session.server_id is None else self._fleet.facts(session.server_id)
         return facts is not None and facts.tags.get(key) == value
 
-    async def delete(self, deletions: Sequence[Deletion]) -> list[Refusal | State]:
-        return await self._replica.decide(lambda: self._decide_deletions(deletions))
+    async def delete(
+        self, deletions: Sequence[Deletion], *, mine: str | None = None
+    ) -> list[Refusal | State]:
+        return await self._replica.decide(lambda: self._decide_deletions(deletions, mine))
 
     def _decide_deletions(
-        self, deletions: Sequence[Deletion]
+        self, deletions: Sequence[Deletion], mine: str | None
     ) -> tuple[list[Refusal | State], ChangeSet]:
         changes: dict[str, tuple[Change, ...]] = {}
         answers: list[Refusal | State] = []
         for deletion in deletions:
-            session = self._owned(deletion.session_id, deletion.owner)
+            session = self._owned(deletion.session_id, deletion.owner, mine)
             if session is None or rules.stage(session) is Stage.ENDED:
                 answers.append(Refusal(NO_SUCH_SESSION))
                 continue
@@ -171,17 +178,17 @@ class Sessions:
         )
 
     async def update_permissions(
-        self, updates: Sequence[PermissionsUpdate]
+        self, updates: Sequence[PermissionsUpdate], *, mine: str | None = None
     ) -> list[Refusal | None]:
-        return await self._replica.decide(lambda: self._decide_permissions(updates))
+        return await self._replica.decide(lambda: self._decide_permissions(updates, mine))
 
     def _decide_permissions(
-        self, updates: Sequence[PermissionsUpdate]
+        self, updates: Sequence[PermissionsUpdate], mine: str | None
     ) -> tuple[list[Refusal | None], ChangeSet]:
         changes: dict[str, Change] = {}
         answers: list[Refusal | None] = []
         for update in updates:
-            session = self._owned(update.session_id, update.owner)
+            session = self._owned(update.session_id, update.owner, mine)
             if session is None or rules.stage(session) is Stage.ENDED:
                 answers.append(Refusal(NO_SUCH_SESSION))
                 continue
@@ -200,14 +207,19 @@ class Sessions:
                 )
         return answers, tuple(changes.values())
 
-    async def connect(self, session_id: str, user: str) -> tuple[SessionView, str]:
+    async def connect(
+        self, session_id: str, user: str, *, mine: str | None = None
+    ) -> tuple[SessionView, str]:
         """Return a session and a fresh token that lets `user` connect to it.
 
         Any user name is served: what a user may do is decided where the session runs. Raises
-        `Missing`, or `Conflict` for a session that is not READY.
+        `Missing`, or `Conflict` for a session that is not READY; `Forbidden` where `mine` is
+        another user, whatever the session.
         """
+        if mine is not None and user != mine:
+            raise Forbidden("this client may let nobody but its owner into a session")
         await self._replica.catch_up()
-        session = self._fleet.session(session_id)
+        session = self.find(session_id, mine)
         if session is None:
             raise Missing("The requested session is not found")
         view = self.view(session)
@@ -215,6 +227,11 @@ class Sessions:
             raise Conflict(
                 f"The session is {view.seen.state}: it is neither in READY state"
                 " nor in any other that can be connected to"
+            )
+        if session.local_id is not None:
+            raise Conflict(
+                f"Another server has a session {session.local_id!r}, too: no client could tell them"
+                " apart. Give each an id of its own to connect to them"
             )
         claims = {
             "dcvSessionId": session.id,
@@ -224,27 +241,15 @@ class Sessions:
         }
         return view, self._access.sign(Audience.CONNECT, claims, self._token_life)
 
-    async def admit(self, session_id: str, token: str) -> str:
-        """Return the user that a connection token lets into a session.
-
-        Raises `Unauthenticated` for a token that is not ours, and `Missing` where it does not
-        open this session (any more).
-        """
-        await self._replica.catch_up()
-        claims = self._access.verify(Audience.CONNECT, token)
+    def find(self, session_id: str, mine: str | None) -> Session | None:
+        """Return a session of the fleet as caught up, None where it isn't there for the caller."""
         session = self._fleet.session(session_id)
-        if (
-            session is None
-            or claims.get("dcvSessionId") != session_id
-            or claims.get("dcvSessionGeneration") != session.generation
-            or rules.stage(session) is not Stage.PLACED
-        ):
-            raise Missing("the token does not open this session")
-        return str(claims["dcvSessionUser"])
+        is_hidden = session is None or (mine is not None and session.request.owner != mine)
+        return None if is_hidden else session
 
-    def _owned(self, session_id: str, owner: str) -> Session | None:
+    def _owned(self, session_id: str, owner: str, mine: str | None) -> Session | None:
         # A foreign session looks like one that doesn't exist.
-        session = self._fleet.session(session_id)
+        session = self.find(session_id, mine)
         return session if session is not None and session.request.owner == owner else None
 
 

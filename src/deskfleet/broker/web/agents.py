@@ -16,10 +16,13 @@ from deskfleet.broker.service.convergence import AgentSession
 from deskfleet.broker.service.house import House
 from deskfleet.broker.web.limits import MAX_FORM_BYTES, body_of
 from deskfleet.errors import (
+    Forbidden,
+    Invalid,
     Missing,
     ProtocolError,
     Stale,
     StoreFailed,
+    TooLarge,
     Unauthenticated,
     Unavailable,
 )
@@ -33,6 +36,8 @@ SEND_SECONDS = 30.0
 
 OVERSLEPT = 1.5
 
+VERIFIER_FIELDS = ("sessionId", "authenticationToken", "clientAddress")
+
 POLICY_VIOLATION = 1008
 GOING_AWAY = 1001
 
@@ -42,21 +47,22 @@ class Agents:
         self._house = house
 
     async def validate_token(self, request: Request) -> Response:
-        """Answer the verifier protocol of desktop servers: form in, XML out; a no is a 200, too."""
+        """Answer the verifier protocol of desktop servers: form in, XML out; a no is a 200, too.
+
+        Whatever is wrong with a request is a no in their words: they know no others.
+        """
+        asked: dict[str, str] = {}
         try:
-            form = parse_qs((await body_of(request, MAX_FORM_BYTES)).decode(), max_num_fields=20)
-        except (UnicodeDecodeError, ValueError):
-            form = {}
-        session_id = form.get("sessionId", [""])[0]
-        token = form.get("authenticationToken", [""])[0]
-        try:
-            user = await self._house.sessions.admit(session_id, token)
-        except (Missing, Unauthenticated) as error:
+            asked = await _asked(request)
+            user = await self._house.verifier.admit(
+                asked["sessionId"], asked["authenticationToken"], asked["clientAddress"]
+            )
+        except (Invalid, TooLarge, Missing, Unauthenticated) as error:
             log.info(
                 "token.refused",
                 extra={
-                    "session_id": session_id[:64],
-                    "client": form.get("clientAddress", [""])[0][:64],
+                    "session_id": asked.get("sessionId", "")[:64],
+                    "client": asked.get("clientAddress", "")[:64],
                     "reason": error.message,
                 },
             )
@@ -83,7 +89,7 @@ class Agents:
         agent = self._house.links.new(server_id, send)
         try:
             await self._serve(socket, agent)
-        except (ProtocolError, Stale) as error:
+        except (Forbidden, ProtocolError, Stale) as error:
             log.warning("link.refused", extra={"server_id": server_id, "reason": error.message})
         except (WebSocketDisconnect, TimeoutError, ConnectionError, Unavailable, StoreFailed):
             log.info("link.cut", extra={"server_id": server_id})
@@ -129,6 +135,19 @@ class Agents:
             message = agent.link.receive(decode_from_agent(text), self._house.clock.monotonic())
             if message is not None:
                 await agent.hear(message)
+
+
+async def _asked(request: Request) -> dict[str, str]:
+    """Read the form, whatever its content type; a field that is missing is empty."""
+    body = await body_of(request, MAX_FORM_BYTES)
+    try:
+        form = parse_qs(body.decode(), max_num_fields=20)
+    except (UnicodeDecodeError, ValueError) as error:
+        raise Invalid("the form can't be read") from error
+    fields = {name: form.get(name, [""]) for name in VERIFIER_FIELDS}
+    if any(len(values) > 1 for values in fields.values()):
+        raise Invalid("the form has a field twice")
+    return {name: values[0] for name, values in fields.items()}
 
 
 def _bearer(socket: WebSocket) -> str:

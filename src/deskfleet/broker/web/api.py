@@ -1,7 +1,8 @@
 """The nine operations: decode, one use case each, render.
 
-Whether a caller may call is settled before a handler runs (`app.py`). Batches answer 200 with
-their refusals inside, in the order of the request.
+Whether a caller may call is settled before a handler runs (`app.py`). For a caller that acts for
+one owner, each use case is told so (`mine`): the sessions of others aren't there. Batches answer
+200 with their refusals inside, in the order of the request.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from deskfleet.broker.service.sessions import Deletion, PermissionsUpdate, Sessi
 from deskfleet.broker.web import rendering, shapes
 from deskfleet.broker.web.bodies import decode_body, to_request
 from deskfleet.broker.web.limits import body_of
+from deskfleet.broker.web.rights import settled
 from deskfleet.core.fleet import Place, place_of
 from deskfleet.core.placement import Refusal
 from deskfleet.core.records import Facts, Session
 from deskfleet.core.server import Availability
-from deskfleet.core.session import Seen, State, Substate
+from deskfleet.core.session import Seen, State, Substate, replace
 from deskfleet.errors import Invalid
 
 PAGE = 1000
@@ -56,6 +58,9 @@ class Api:
     async def describe_sessions(self, request: Request) -> Response:
         asked = decode_body(await body_of(request), shapes.DescribeSessionsRequestData)
         owners, tags = _filters(asked.filters or ())
+        mine = settled(request).owner
+        if mine is not None:
+            owners.append(mine)
         query = ["sessions", asked.session_ids or (), owners, tags]
         house = self._house
         after = house.paging.after(asked.next_token, query)
@@ -73,7 +78,7 @@ class Api:
     async def describe_servers(self, request: Request) -> Response:
         asked = decode_body(await body_of(request), shapes.DescribeServersRequestData)
         query = ["servers", asked.server_ids or ()]
-        house = self._house
+        house, mine = self._house, settled(request).owner
         after = house.paging.after(asked.next_token, query)
         await house.replica.catch_up()
         rows = house.servers.select(asked.server_ids or (), after)
@@ -84,7 +89,7 @@ class Api:
             available = Availability.UNAVAILABLE if view.unavailability else Availability.AVAILABLE
             servers.append(
                 rendering.server_shape(
-                    view.facts,
+                    _known_to(mine, view.facts),
                     availability=available,
                     unavailability_reason=view.unavailability,
                     console_sessions=view.seats.console,
@@ -110,7 +115,8 @@ class Api:
         ]
         granted = iter(
             await self._house.sessions.create(
-                [wish for wish in wishes if not isinstance(wish, Refusal)]
+                [wish for wish in wishes if not isinstance(wish, Refusal)],
+                mine=settled(request).owner,
             )
         )
         outcomes = [wish if isinstance(wish, Refusal) else next(granted) for wish in wishes]
@@ -135,7 +141,7 @@ class Api:
         deletions = [
             Deletion(item.session_id or "", item.owner or "", bool(item.force)) for item in asked
         ]
-        answers = await self._house.sessions.delete(deletions)
+        answers = await self._house.sessions.delete(deletions, mine=settled(request).owner)
         return self._answer(
             shapes.DeleteSessionsResponse(
                 request_id=self._house.ids.uuid(),
@@ -166,7 +172,8 @@ class Api:
                     item.session_id or "", item.owner or "", item.permissions_file or ""
                 )
                 for item in asked
-            ]
+            ],
+            mine=settled(request).owner,
         )
         return self._answer(
             shapes.UpdateSessionPermissionsResponse(
@@ -193,7 +200,8 @@ class Api:
         if not 0 < len(user) <= MAX_USER or _UNFIT.search(user):
             # It travels in a token and in XML, and is nobody's name.
             raise Invalid("the user is empty, too long, or holds characters that can't be printed")
-        view, token = await self._house.sessions.connect(session_id, user)
+        mine = settled(request).owner
+        view, token = await self._house.sessions.connect(session_id, user, mine=mine)
         return self._answer(
             shapes.GetSessionConnectionDataResponse(
                 session=self._session(view), connection_token=token
@@ -202,7 +210,9 @@ class Api:
 
     async def get_session_screenshots(self, request: Request) -> Response:
         asked = decode_body(await body_of(request), list[shapes.GetSessionScreenshotRequestData])
-        answers = await self._house.screenshots.take([self._wish(item) for item in asked])
+        answers = await self._house.screenshots.take(
+            [self._wish(item) for item in asked], mine=settled(request).owner
+        )
         return self._answer(
             shapes.GetSessionScreenshotsResponse(
                 request_id=self._house.ids.uuid(),
@@ -308,6 +318,14 @@ class Api:
     @staticmethod
     def _answer(answer: shapes.Answer) -> Response:
         return Response(rendering.encode(answer), media_type="application/json")
+
+
+def _known_to(mine: str | None, facts: Facts) -> Facts:
+    """Return what a caller may know of a server: not who else is logged in, if it has an owner."""
+    if mine is None:
+        return facts
+    users = tuple(name for name in facts.host.logged_in_users if name == mine)
+    return replace(facts, host=replace(facts.host, logged_in_users=users))
 
 
 def _itself(place: Place) -> Place:

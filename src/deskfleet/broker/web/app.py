@@ -1,4 +1,4 @@
-"""The two doors of a broker as ASGI applications.
+"""The doors of a broker as ASGI applications.
 
 Around every route, from outside in: nothing unexpected escapes; who calls, and that it is not too
 often, is settled before anything is read; what happened is logged in one line.
@@ -21,12 +21,21 @@ from starlette.types import Receive, Scope, Send
 from deskfleet.broker.service.house import House
 from deskfleet.broker.web.agents import Agents
 from deskfleet.broker.web.api import Api, Defaults
-from deskfleet.broker.web.callers import Callers, Rules
+from deskfleet.broker.web.callers import Callers, Known, Rules
+from deskfleet.broker.web.gateways import Gateways
 from deskfleet.broker.web.oauth import OAuth
 from deskfleet.broker.web.pages import Pages
 from deskfleet.broker.web.peers import Peers
 from deskfleet.broker.web.problems import problem, refusal, status_of
-from deskfleet.broker.web.routes import Caller, Endpoint, Route, agent_routes, client_routes
+from deskfleet.broker.web.rights import settle
+from deskfleet.broker.web.routes import (
+    Caller,
+    Endpoint,
+    Route,
+    agent_routes,
+    client_routes,
+    gateway_routes,
+)
 from deskfleet.broker.web.throttle import Limits, Throttle, too_many
 from deskfleet.errors import DeskfleetError, StoreFailed, Unavailable
 
@@ -55,10 +64,15 @@ class Door:
             await response(scope, receive, send)
 
 
-def client_app(house: House, defaults: Defaults, rules: Rules, limits: Limits) -> Door:
+def client_app(
+    house: House, defaults: Defaults, rules: Rules, limits: Limits, *, describes_api: bool = True
+) -> Door:
     throttle = Throttle(limits, house.clock.monotonic)
     oauth = OAuth(house.access, throttle, issues_api_tokens=rules.own_tokens)
-    routes = client_routes(Api(house, defaults), oauth, Pages(house.replica))
+    pages = Pages(house.replica)
+    routes = client_routes(Api(house, defaults), oauth, pages)
+    if not describes_api:
+        routes = tuple(one for one in routes if one.endpoint != pages.api_description)
     return _app(Guard(house, rules, throttle), routes)
 
 
@@ -69,6 +83,11 @@ def agent_app(house: House, limits: Limits, *, enrols_anybody: bool = False) -> 
     routes = agent_routes(agents, oauth, Peers(house), Pages(house.replica))
     guard = Guard(house, Rules(), throttle)
     return _app(guard, routes, WebSocketRoute("/agent/link", agents.link))
+
+
+def gateway_app(house: House, limits: Limits) -> Door:
+    guard = Guard(house, Rules(), Throttle(limits, house.clock.monotonic))
+    return _app(guard, gateway_routes(Gateways(house.resolver), Pages(house.replica)))
 
 
 def _app(guard: Guard, routes: Iterable[Route], *more: BaseRoute) -> Door:
@@ -107,9 +126,10 @@ class Guard:
             started = self._clock.monotonic()
             caller = None
             try:
-                caller = await self._callers.of(route.caller, request)
+                known = await self._callers.of(route.caller, request)
+                caller = known.name
                 wait = self._wait(route, caller, request)
-                response = too_many(wait) if wait else await route.endpoint(request)
+                response = too_many(wait) if wait else await _admitted(route, known, request)
             except DeskfleetError as error:
                 if status_of(error) == 500 and not isinstance(error, StoreFailed):
                     log.exception("request.failed")
@@ -129,6 +149,14 @@ class Guard:
         if route.caller is not Caller.CLIENT:
             return 0.0
         return self._throttle.call(caller or self._throttle.address(request.scope))
+
+
+async def _admitted(route: Route, known: Known, request: Request) -> Response:
+    """Let a request in as far as its caller's rights go. Raises `Forbidden`."""
+    if route.scope is not None:
+        known.rights.check(route.scope)
+        settle(request, known.rights)
+    return await route.endpoint(request)
 
 
 def _for_clients(error: DeskfleetError) -> DeskfleetError:

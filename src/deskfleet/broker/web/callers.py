@@ -1,8 +1,11 @@
-"""Who calls: settled at each door before anything of a request is read.
+"""Who calls, and what they may do: settled at each door before anything of a request is read.
 
 API clients show a token of this fleet or of a registered authorization server, as the rules allow;
 other brokers show one that the fleet's key has signed. A token that isn't known may be news from
 another broker, or signed by a key that its server has just made: both are looked up once.
+
+What a client of this fleet may do stands in its record, not in its tokens, so a change holds for
+those that were given, too. What a token of another server is good for, its registration says.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from deskfleet.broker.service.access import ISSUER, Audience
 from deskfleet.broker.service.house import House
 from deskfleet.broker.service.tokens import head_of
 from deskfleet.broker.web.routes import Caller
+from deskfleet.core.access import EVERYTHING, Rights, rights_of
 from deskfleet.errors import InvalidToken, Unauthenticated
 
 
@@ -28,6 +32,18 @@ class Rules:
     """False: only those of registered authorization servers."""
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """Who calls."""
+
+    name: str | None
+    """None where that may be anybody."""
+    rights: Rights = EVERYTHING
+
+
+ANYBODY = Known(None)
+
+
 class Callers:
     def __init__(self, house: House, rules: Rules) -> None:
         self._access = house.access
@@ -35,13 +51,10 @@ class Callers:
         self._replica = house.replica
         self._rules = rules
 
-    async def of(self, kind: Caller, request: Request) -> str | None:
-        """Return who calls, None where that may be anybody.
-
-        Raises `Unauthenticated` and `InsufficientScope`.
-        """
+    async def of(self, kind: Caller, request: Request) -> Known:
+        """Return who calls. Raises `Unauthenticated` and `InsufficientScope`."""
         if kind is Caller.ANYBODY or (kind is Caller.CLIENT and not self._rules.authorization):
-            return None
+            return ANYBODY
         token = _bearer(request)
         try:
             return self._known(kind, token)
@@ -51,24 +64,25 @@ class Callers:
                 await self._external.learn(token)
             return self._known(kind, token)
 
-    def _known(self, kind: Caller, token: str) -> str:
+    def _known(self, kind: Caller, token: str) -> Known:
         if kind is Caller.PEER:
             self._access.verify(Audience.BROKER, token)
-            return "broker"
+            return Known("broker")
         known = self._external.remembered(token) if self._external.expected else None
-        return known if known is not None else self._client(token)
+        return Known(known) if known is not None else self._client(token)
 
-    def _client(self, token: str) -> str:
+    def _client(self, token: str) -> Known:
         try:
             if self._rules.own_tokens:
-                return self._access.api_client(token).id
+                client = self._access.api_client(token)
+                return Known(client.id, rights_of(client))
         except InvalidToken:
             if not self._is_foreign(token):
                 raise
         known = self._external.caller(token) if self._is_foreign(token) else None
         if known is None:
             raise InvalidToken("no authorization server that is known here has made the token")
-        return known
+        return Known(known)
 
     def _is_foreign(self, token: str) -> bool:
         return self._external.expected and head_of(token).issuer != ISSUER

@@ -1,0 +1,128 @@
+"""The files that a DCV server is shown by their path, and the pictures that it writes.
+
+    <runtime>/dcv/        0711  nobody can list it
+
+The DCV server and session owners are other users than the agent, and which of them opens a file
+isn't documented. So a file can be read by whoever knows its name, which is 128 bits of chance, is
+told to the DCV server alone, and is gone as soon as the file is of no more use.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shlex
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from deskfleet.errors import SetupFailed, Unavailable
+
+MAX_PICTURE_BYTES = 16_000_000
+
+_SCRIPT = """\
+#!/bin/sh
+# Starts a session's autorun file as soon as there is a window manager to show its windows, as far
+# as that can be asked, and what starts its desktop at once.
+(
+  tries=0
+  while [ "$tries" -lt 10 ] && told=$(xprop -root _NET_SUPPORTING_WM_CHECK 2>/dev/null); do
+    case $told in *"window id"*) break ;; esac
+    tries=$((tries + 1))
+    sleep 1
+  done
+  exec {autorun}
+) </dev/null &
+exec {init}
+"""
+
+
+class DcvFiles:
+    def __init__(self, runtime: Path) -> None:
+        self._runtime = runtime
+        self._folder = runtime / "dcv"
+
+    def make(self, kept: Iterable[str]) -> None:
+        """Make the folder, and remove what an earlier agent left but for the files that are kept.
+
+        Raises `SetupFailed` where it can't be had.
+        """
+        known = set(kept)
+        try:
+            for folder in (self._runtime.parent, self._runtime, self._folder):
+                _make_passable(folder)
+            for path in self._folder.iterdir():
+                if str(path) not in known:
+                    path.unlink()
+        except OSError as error:
+            raise SetupFailed(f"{self._folder} can't be used: {error.strerror}") from error
+
+    @contextmanager
+    def permissions(self, content: bytes | None) -> Iterator[Path | None]:
+        """Hold the content of a permissions file for as long as the context is entered."""
+        if content is None:
+            yield None
+            return
+        path = self._fresh(".perm")
+        try:
+            _write(path, content, 0o644)
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+
+    @contextmanager
+    def picture(self) -> Iterator[Path]:
+        """Give the path for a picture, which is removed afterwards."""
+        path = self._fresh(".picture")
+        try:
+            yield path
+        finally:
+            with suppress(OSError):
+                path.unlink()
+
+    def write_script(self, init: Path, autorun: Sequence[str]) -> Path:
+        """Write the init file of a session that runs another one, and an autorun file beside it."""
+        path = self._fresh(".sh")
+        text = _SCRIPT.format(autorun=shlex.join(autorun), init=shlex.quote(str(init)))
+        _write(path, text.encode(), 0o755)
+        return path
+
+    def _fresh(self, suffix: str) -> Path:
+        return self._folder / f"{secrets.token_hex(16)}{suffix}"
+
+
+def read_picture(path: Path) -> bytes:
+    """Return a picture that was written; raise `Unavailable` where there is none of fit size."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_PICTURE_BYTES + 1)
+    except OSError as error:
+        raise Unavailable(f"the DCV server left no picture: {error.strerror}") from error
+    if not 0 < len(content) <= MAX_PICTURE_BYTES:
+        raise Unavailable("the DCV server left a picture of no fit size")
+    return content
+
+
+def _make_passable(folder: Path) -> None:
+    """Make a folder that others may pass through, whatever the umask; one that is there stays.
+
+    It may be below /tmp, where anybody could have put another one in its place.
+    """
+    if not folder.exists():
+        folder.mkdir(parents=True)
+        folder.chmod(0o711)
+    status = folder.lstat()
+    if sys.platform != "win32" and (status.st_uid not in {0, os.geteuid()} or folder.is_symlink()):
+        raise SetupFailed(f"{folder} belongs to somebody else")
+
+
+def _write(path: Path, content: bytes, mode: int) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0))
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        path.chmod(mode)
+    except OSError:
+        path.unlink()
+        raise

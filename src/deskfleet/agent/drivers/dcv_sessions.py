@@ -1,0 +1,238 @@
+"""Which sessions a DCV server runs, as far as is known: a picture that is looked at for nothing.
+
+Owns that picture and the records on the disk. Laws: silence ends nothing (a session is over when
+the server, answering well, has twice not named it); what the driver is at work on is left alone
+by looks; a session that should not be, because its creation was given up, is never adopted but
+named in `unwanted` until the server has not shown it for long.
+
+A look lists the server's sessions. Who asks for one gets one that began after they asked, and all
+who ask at one moment share it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+
+import msgspec
+
+from deskfleet.agent.drivers.dcv_answers import Listed
+from deskfleet.agent.drivers.dcv_record import DcvRecord, DcvRecords, observed
+from deskfleet.agent.drivers.dcv_server import DcvServer
+from deskfleet.errors import Unavailable
+from deskfleet.ports import Clock, Running
+
+log = logging.getLogger(__name__)
+
+Look = Mapping[str, Listed]
+
+UNWANTED_SECONDS = 600.0
+"""How long a server may take to come out with a session whose creation was given up."""
+
+
+class DcvSessions:
+    def __init__(self, server: DcvServer, records: DcvRecords, clock: Clock) -> None:
+        self._server, self._records, self._clock = server, records, clock
+        self._known: dict[str, DcvRecord] = {}
+        self._unwanted: dict[str, float] = {}
+        """Until when sessions are closed that should not be."""
+        self._busy: set[str] = set()
+        self._touched: dict[str, int] = {}
+        self._moment = 0
+        self._absent: set[str] = set()
+        self._seen: dict[str, Listed] = {}
+        self._current: asyncio.Task[Look] | None = None
+        self._next: asyncio.Task[Look] | None = None
+        self.on_end: Callable[[str, str], None] = lambda _session_id, _reason: None
+        self.trouble: str | None = None
+        """Why the server doesn't answer; None when it did last time."""
+
+    def recall(self) -> None:
+        """Take up what an earlier agent knew."""
+        for record in self._records.read_all():
+            self._known[record.session_id] = record
+            if not record.ready:
+                self.give_up(record.session_id)
+
+    def scripts(self) -> list[str]:
+        """Return the files that sessions were started with."""
+        return [one.script for one in self._known.values() if one.script is not None]
+
+    def running(self) -> list[Running]:
+        return [record.running for record in self._known.values() if record.ready]
+
+    def get(self, session_id: str) -> DcvRecord | None:
+        return self._known.get(session_id)
+
+    def unwanted(self) -> list[str]:
+        """Return sessions that the last look showed and that are to be closed."""
+        return [id for id in self._seen if id in self._unwanted and id not in self._busy]
+
+    def has_missing(self) -> bool:
+        """Tell whether a second look would make a difference now."""
+        return bool(self._absent)
+
+    def begin(self, record: DcvRecord) -> None:
+        """Put on record that a session is about to be created."""
+        self._records.write(record)
+        self._known[record.session_id] = record
+        self._unwanted.pop(record.session_id, None)
+
+    def confirm(self, one: Listed) -> None:
+        """Put on record that a session is ready: from now on an agent after us takes it up."""
+        record = observed(one, self._known[one.id])
+        self._records.write(record)
+        self._known[one.id] = record
+
+    def give_up(self, session_id: str) -> None:
+        """From now on a session of this id should not be."""
+        self._unwanted[session_id] = self._clock.monotonic() + UNWANTED_SECONDS
+
+    def forget(self, session_id: str) -> None:
+        """Drop all that is known of a session that certainly is not there."""
+        record = self._known.pop(session_id, None)
+        if record is not None:
+            self._records.remove(record)
+
+    def waiting_for_log_on(self) -> list[tuple[str, str, str]]:
+        """Return session id, owner and file of all autorun files that wait for their owner."""
+        return [
+            (record.session_id, record.running.owner, record.at_log_on)
+            for record in self._known.values()
+            if record.ready and record.at_log_on is not None
+        ]
+
+    def strike_out(self, session_id: str) -> None:
+        """Put on record that an autorun file doesn't wait any more."""
+        self._keep(msgspec.structs.replace(self._known[session_id], at_log_on=None))
+
+    @contextmanager
+    def working_on(self, session_id: str) -> Iterator[None]:
+        """Keep looks from drawing conclusions about a session."""
+        self._busy.add(session_id)
+        try:
+            yield
+        finally:
+            self._busy.discard(session_id)
+            # A look that began before this moment knows nothing of what was done.
+            self._moment += 1
+            self._touched[session_id] = self._moment
+
+    async def look(self) -> Look:
+        """Return all sessions of the server as of now. Raises `Unavailable`."""
+        if self._next is None:
+            self._next = asyncio.ensure_future(self._look_after(self._current))
+            self._next.add_done_callback(_retrieve)
+        return await asyncio.shield(self._next)
+
+    async def close(self) -> None:
+        """Give up looking, and let go of everything."""
+        looks = [task for task in (self._current, self._next) if task is not None]
+        for task in looks:
+            task.cancel()
+        await asyncio.gather(*looks, return_exceptions=True)
+        self._known.clear()
+
+    async def _look_after(self, current: asyncio.Task[Look] | None) -> Look:
+        if current is not None:
+            await asyncio.wait({current})
+        self._current, self._next = self._next, None
+        self._moment += 1
+        moment = self._moment
+        try:
+            found = await self._list()
+        except Unavailable as error:
+            if self.trouble is None:
+                log.warning("dcv-server.silent", extra={"reason": error.message})
+            self.trouble = error.message
+            raise
+        if self.trouble is not None:
+            log.info("dcv-server.back")
+        self.trouble = None
+        self._take(found, moment)
+        return found
+
+    async def _list(self) -> dict[str, Listed]:
+        found = {}
+        for one in await self._server.sessions():
+            whole = await self._whole(one)
+            if whole is not None:
+                found[one.id] = whole
+        return found
+
+    async def _whole(self, one: Listed) -> Listed | None:
+        """Fill up what a list leaves out, asking again only where something has moved."""
+        if one.type and one.num_of_connections is not None:
+            return one
+        seen = self._seen.get(one.id)
+        if seen is None or one.num_of_connections != seen.num_of_connections:
+            seen = await self._server.session(one.id)
+        if seen is None:
+            return None
+        if one.num_of_connections is None and seen.num_of_connections is None:
+            count = await self._server.connections(one.id)
+            return msgspec.structs.replace(seen, num_of_connections=count or 0)
+        return seen
+
+    def _take(self, found: Look, moment: int) -> None:
+        self._seen = dict(found)
+        known = self._known.keys() | found.keys()
+        for id in known - self._busy:
+            if self._touched.get(id, 0) > moment:
+                continue
+            if id in found:
+                self._take_one(found[id])
+            else:
+                self._miss(id)
+        self._touched = {id: at for id, at in self._touched.items() if at > moment}
+        self._absent &= self._known.keys() - found.keys()
+        now = self._clock.monotonic()
+        self._unwanted = {id: until for id, until in self._unwanted.items() if until > now}
+
+    def _take_one(self, one: Listed) -> None:
+        if one.id in self._unwanted:
+            return
+        record = self._known.get(one.id)
+        if record is not None and record.is_ours and not record.is_about(one):
+            self._end(record)
+            record = None
+        if record is None:
+            log.info("session.adopted", extra={"session_id": one.id, "owner": one.owner})
+        self._keep(observed(one, record))
+
+    def _miss(self, id: str) -> None:
+        record = self._known[id]
+        if not record.ready:
+            self.forget(id)
+        elif id in self._absent:
+            self._end(record)
+        else:
+            self._absent.add(id)
+
+    def _end(self, record: DcvRecord) -> None:
+        id = record.session_id
+        self.forget(id)
+        log.info("session.ended", extra={"session_id": id})
+        # Later: whoever is told may ask for more of us.
+        tell = partial(self.on_end, id, "the DCV server does not run it any more")
+        asyncio.get_running_loop().call_soon(tell)
+
+    def _keep(self, record: DcvRecord) -> None:
+        before = self._known.get(record.session_id)
+        self._known[record.session_id] = record
+        if before == record:
+            return
+        try:
+            self._records.write(record)
+        except OSError as error:
+            # What is known is right all the same; only the next agent may know less.
+            log.warning("session.record-failed", extra={"reason": str(error)})
+
+
+def _retrieve(task: asyncio.Task[Look]) -> None:
+    """Take note of a failure that nobody waits for any more: `trouble` tells of it."""
+    if not task.cancelled():
+        task.exception()

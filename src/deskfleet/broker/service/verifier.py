@@ -1,0 +1,65 @@
+"""What desktop servers ask of connection tokens: whom does this one let in?
+
+Laws: a yes that binds or spends a token leaves after that was committed, under the precondition of
+what was known of the token's uses; of two brokers that are asked at once, one commits. A no says
+as little as possible: its reason is the same for all that is wrong with a token's session.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+from deskfleet.broker.service.access import Access, Audience
+from deskfleet.broker.service.replica import Replica
+from deskfleet.broker.service.signing_keys import MARGIN
+from deskfleet.core import session as rules
+from deskfleet.core.change import ChangeSet, Put
+from deskfleet.core.fleet import Fleet
+from deskfleet.core.placement import Refusal
+from deskfleet.core.records import TokenUse
+from deskfleet.core.session import Stage
+from deskfleet.core.token_uses import client_address, use
+from deskfleet.errors import Missing
+
+
+class Verifier:
+    def __init__(self, replica: Replica, access: Access, *, single_use: bool = False) -> None:
+        self._replica = replica
+        self._fleet = replica.fleet
+        self._access = access
+        self._single_use = single_use
+
+    async def admit(self, session_id: str, token: str, address: str = "") -> str:
+        """Return the user that a connection token lets into a session, from this address.
+
+        Raises `Unauthenticated` for a token that is not ours, and `Missing` where it does not
+        open this session (any more), or not from there.
+        """
+        return await self._replica.decide(lambda: self._decide(session_id, token, address))
+
+    def _decide(self, session_id: str, token: str, address: str) -> tuple[str, ChangeSet]:
+        claims = self._access.verify(Audience.CONNECT, token)
+        session = self._fleet.session(session_id)
+        if (
+            session is None
+            or claims.get("dcvSessionId") != session_id
+            or claims.get("dcvSessionGeneration") != session.generation
+            or rules.stage(session) is not Stage.PLACED
+        ):
+            raise Missing("the token does not open this session")
+        asked = TokenUse(
+            id=str(claims["jti"]),
+            expires_at=datetime.fromtimestamp(claims["exp"], UTC),
+            client_address=client_address(address),
+        )
+        news = use(self._fleet.get(TokenUse, asked.id), asked, single_use=self._single_use)
+        if isinstance(news, Refusal):
+            raise Missing(news.reason)
+        expect = self._fleet.revision_of(TokenUse, asked.id)
+        return str(claims["dcvSessionUser"]), () if news is None else (Put(news, expect),)
+
+
+def spent(fleet: Fleet, now: datetime) -> Iterator[TokenUse]:
+    """Yield what is remembered of tokens that have expired by every broker's clock."""
+    return (one for one in fleet.each(TokenUse) if now > one.expires_at + MARGIN)

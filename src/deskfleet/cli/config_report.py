@@ -1,0 +1,122 @@
+"""What a configuration file is good for, told line by line: used, ignored, wrong.
+
+No secret is printed, and no control character that a file may hold.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from deskfleet.cli.output import as_json, clean
+from deskfleet.cli.program import CANT_RUN
+from deskfleet.configuration.examining import WHOLE_FILE, Examined, fields_of
+from deskfleet.configuration.notes import MASK, Note, Verdict
+from deskfleet.errors import SetupFailed
+from deskfleet.observe import redact
+from deskfleet.settings import AgentSettings, BrokerSettings, examine
+
+ERRORS = {Verdict.WRONG, Verdict.MISSING}
+File = Annotated[Path, typer.Argument(help="The file to explain.")]
+
+
+class Form(StrEnum):
+    text = "text"
+    json = "json"
+
+
+Output = Annotated[Form, typer.Option(help="How to print it.")]
+Look = Callable[[Mapping[str, Any]], Iterable[tuple[str, str]]]
+"""Looks at what the settings name; gives a setting and what is wrong there."""
+
+
+def report(
+    kind: type[BrokerSettings | AgentSettings], file: Path, output: Form, look: Look
+) -> None:
+    """Print what becomes of a file; ends with an error where a program would not start with it."""
+    try:
+        examined = _looked_at(examine(kind, file), look)
+    except SetupFailed as error:
+        note = Note(WHOLE_FILE, Verdict.WRONG, text=error.message)
+        examined = Examined(file, {}, (note,))
+    if output is Form.json:
+        typer.echo(as_json(_members(kind, examined)))
+    else:
+        for line in _lines(kind, examined):
+            typer.echo(clean(line))
+    if any(note.verdict in ERRORS for note in examined.notes):
+        raise typer.Exit(CANT_RUN)
+
+
+def unreadable_files(
+    settings: Iterable[str], values: Mapping[str, Any]
+) -> Iterator[tuple[str, str]]:
+    """Give each of these settings whose file can't be read."""
+    for name in settings:
+        path = values.get(name)
+        if path is not None:
+            try:
+                with path.open("rb") as opened:
+                    opened.read(1)
+            except OSError as error:
+                yield name, f"{path} can't be read: {error.strerror or error}"
+
+
+def _looked_at(examined: Examined, look: Look) -> Examined:
+    wrong = dict(look(examined.values))
+
+    def judged(note: Note) -> Note:
+        if note.verdict is Verdict.USED and note.setting in wrong:
+            return dataclasses.replace(note, verdict=Verdict.WRONG, text=wrong[note.setting])
+        return note
+
+    return dataclasses.replace(examined, notes=tuple(judged(note) for note in examined.notes))
+
+
+def _lines(kind: type[BrokerSettings | AgentSettings], examined: Examined) -> Iterator[str]:
+    for note in examined.notes:
+        where = "" if note.line is None else f"line {note.line}"
+        yield f"{where:<9} {note.verdict:<10} {_story(kind, examined, note)}"
+    counts = Counter(note.verdict for note in examined.notes)
+    told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in Verdict if counts[verdict])
+    yield f"{examined.path}: {told or 'nothing in it'}"
+
+
+def _story(kind: type[BrokerSettings | AgentSettings], examined: Examined, note: Note) -> str:
+    if note.verdict in {Verdict.USED, Verdict.DEFAULT}:
+        setting = f"{note.setting} = {_value(kind, examined, note.setting)}"
+        return f"{note.key}: {setting}" + (f" ({note.text})" if note.text else "")
+    said = f" = {note.value}" if note.value and note.verdict in ERRORS else ""
+    return f"{note.key}{said}" + (f": {note.text}" if note.text else "")
+
+
+def _members(kind: type[BrokerSettings | AgentSettings], examined: Examined) -> dict[str, Any]:
+    lines = [
+        {
+            "line": note.line,
+            "key": note.key,
+            "verdict": note.verdict.value,
+            "value": note.value or None,
+            "setting": note.setting or None,
+            "setting_value": _value(kind, examined, note.setting)
+            if note.verdict in {Verdict.USED, Verdict.DEFAULT}
+            else None,
+            "text": note.text or None,
+        }
+        for note in examined.notes
+    ]
+    is_good = not any(note.verdict in ERRORS for note in examined.notes)
+    return {"file": str(examined.path), "good": is_good, "notes": lines}
+
+
+def _value(kind: type[BrokerSettings | AgentSettings], examined: Examined, setting: str) -> str:
+    if fields_of(kind)[setting].metadata.get("secret"):
+        return MASK
+    value = examined.values.get(setting)
+    return str(value).lower() if isinstance(value, bool) else redact(str(value))

@@ -1,0 +1,1 @@
+"""The files that administrators write: what they say, line by line, before it is a setting."""

@@ -1,0 +1,67 @@
+"""Reading a configuration file: a plain file of a bounded size that only the right people change.
+
+Whoever writes a broker's file is its master, and whoever reads a password in it has the password:
+a file that others can write, or one with passwords that others can read, is refused with the line
+that mends it.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from deskfleet.errors import SetupFailed
+from deskfleet.machine import here
+
+MAX_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    path: Path
+    text: bytes
+    status: os.stat_result
+
+
+def content_of(path: Path) -> Content:
+    """Read the file, with the owner and mode of what was read. Raises `SetupFailed`."""
+    try:
+        # Without waiting for somebody to write, where it is a pipe.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        with os.fdopen(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise SetupFailed(f"{path} can't be read: it is not a file")
+            text = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise SetupFailed(f"{path} can't be read: {error}") from error
+    if len(text) > MAX_BYTES:
+        raise SetupFailed(f"{path} can't be read: it is larger than {MAX_BYTES} bytes")
+    return Content(path, text, status)
+
+
+def why_changeable(content: Content) -> str | None:
+    """Return what lets others than root, or the user of this program, change a file."""
+    path, status = content.path, content.status
+    if here.belongs_to_others(status):
+        return (
+            f"{path} belongs to the user {status.st_uid}, who could change it;"
+            f" run: chown root {path}"
+        )
+    mode = here.exposure(status, 0o022)
+    if mode is not None:
+        return f"{path} can be changed by others (mode {mode}); run: chmod 640 {path}"
+    return None
+
+
+def why_readable(content: Content) -> str | None:
+    """Return what lets everybody read a file; its group may."""
+    mode = here.exposure(content.status, 0o004)
+    if mode is not None:
+        return (
+            f"{content.path} holds passwords, and everybody can read it"
+            f" (mode {mode}); run: chmod 640 {content.path}"
+        )
+    return None

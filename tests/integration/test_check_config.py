@@ -1,0 +1,158 @@
+"""`check-config` explains a file, line by line, and ends with an error where something is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from deskfleet.cli import agent, broker
+from support.original_files import AGENT_FILE, BROKER_FILE, Brought, with_values, write
+
+
+def check(app: typer.Typer, file: Path, *more: str) -> tuple[int, str]:
+    done = CliRunner().invoke(app, ["check-config", str(file), *more])
+    assert done.exit_code in {0, 1}, done.output
+    return done.exit_code, done.output
+
+
+def found(app: typer.Typer, file: Path) -> dict[str, dict[str, Any]]:
+    code, out = check(app, file, "--output", "json")
+    said = json.loads(out)
+    assert (said["file"], said["good"]) == (str(file), code == 0)
+    return {str(note["key"]): note for note in said["notes"]}
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    """Return the example with what it names in place."""
+    (tmp_path / "x.p12").write_bytes(Brought().pkcs12("hunter2"))
+    stores = {
+        f"{name}-to-broker-connector-key-store-{what}": value
+        for name in ("client", "agent", "gateway")
+        for what, value in (("file", tmp_path / "x.p12"), ("pass", "hunter2"))
+    }
+    trust = {
+        f"gateway-to-broker-connector-trust-store-{what}": value
+        for what, value in (("file", tmp_path / "x.p12"), ("pass", "hunter2"))
+    }
+    text = with_values(BROKER_FILE, {**stores, **trust})
+    return write(tmp_path / "broker.properties", text)
+
+
+class TestBroker:
+    def test_a_good_file(self, good: Path) -> None:
+        code, out = check(broker.app, good)
+        assert code == 0
+        assert (
+            "line 30   used       client-to-broker-connector-https-port: client_port = 8443" in out
+        )
+        assert "ignored    cli-to-broker-port: the broker's commands work on the store" in out
+        assert "client_key_password = ********" in out
+        assert out.splitlines()[-1] == f"{good}: 36 used, 27 ignored, 1 overridden"
+        assert "hunter2" not in out
+        assert "change-me" not in out
+
+    def test_as_json(self, good: Path) -> None:
+        notes = found(broker.app, good)
+        assert notes["enable-gateway"] == {
+            "line": 44,
+            "key": "enable-gateway",
+            "verdict": "used",
+            "value": "true",
+            "setting": "enable_gateway",
+            "setting_value": "true",
+        }
+        assert "hunter2" not in json.dumps(notes)
+
+    def test_wrong_values_and_unknown_keys(self, good: Path) -> None:
+        text = good.read_text().replace("port = 8445", "port = https")
+        write(good, text + "enable-gatway = true\n")
+        notes = found(broker.app, good)
+        wrong = notes["agent-to-broker-connector-https-port"]
+        assert (wrong["verdict"], wrong["line"]) == ("wrong", 37)
+        assert wrong["text"] == "'https' is not a whole number"
+        assert notes["enable-gatway"]["text"] == "did you mean enable-gateway?"
+        code, out = check(broker.app, good)
+        assert code == 1
+        assert "1 unknown, 1 wrong" in out
+
+    @pytest.mark.parametrize("name", ["client", "agent", "gateway"])
+    def test_key_stores_are_opened(self, name: str, good: Path) -> None:
+        key = f"{name}-to-broker-connector-key-store"
+        write(good, good.read_text().replace(f"{key}-pass = hunter2", f"{key}-pass = hunter3"))
+        note = found(broker.app, good)[f"{key}-file"]
+        assert (note["verdict"], "missing or wrong" in note["text"]) == ("wrong", True)
+
+    def test_a_java_key_store(self, good: Path, tmp_path: Path) -> None:
+        (tmp_path / "x.p12").write_bytes(b"\xfe\xed\xfe\xed\0\0\0\2")
+        code, out = check(broker.app, good)
+        assert code == 1
+        assert out.count("keytool -importkeystore") == 4
+
+    def test_what_is_not_used_is_not_opened(self, good: Path, tmp_path: Path) -> None:
+        text = good.read_text().replace("enable-gateway = true", "enable-gateway = false")
+        line = f"gateway-to-broker-connector-key-store-file = {tmp_path / 'x.p12'}"
+        write(good, text.replace(line, line.replace("x.p12", "none")))
+        assert check(broker.app, good)[0] == 0
+
+    def test_a_state_folder_for_everybody(self, good: Path, tmp_path: Path) -> None:
+        folder = tmp_path / "tmp"
+        folder.mkdir()
+        folder.chmod(0o1777)
+        write(good, good.read_text().replace("/var/lib/dcvsmbroker", str(folder)))
+        note = found(broker.app, good)["session-manager-working-path"]
+        assert (note["verdict"], "/var/lib/dcvsmbroker" in note["text"]) == ("wrong", True)
+
+    def test_a_file_that_others_can_change_or_read(self, good: Path) -> None:
+        good.chmod(0o666)
+        code, out = check(broker.app, good)
+        assert code == 1
+        assert out.count(f"run: chmod 640 {good}") == 2
+
+    def test_a_file_that_can_not_be_read(self, tmp_path: Path) -> None:
+        code, out = check(broker.app, tmp_path / "none")
+        assert code == 1
+        assert "can't be read" in out
+
+    def test_deskfleets_own_file(self, tmp_path: Path) -> None:
+        file = write(tmp_path / "broker.toml", "client_port = 1\nclient_prot = 2\n")
+        notes = found(broker.app, file)
+        assert (notes["client_port"]["line"], notes["client_port"]["verdict"]) == (1, "used")
+        assert notes["client_prot"]["text"] == "it is not a setting; did you mean client_port?"
+
+    def test_nothing_in_it_reaches_the_terminal_raw(self, tmp_path: Path) -> None:
+        text = "x\\u001b[2J = 1\nenable-gateway = \x1b[31m\\u0007\n"
+        file = write(tmp_path / "x.properties", text)
+        for more in ((), ("--output", "json")):
+            code, out = check(broker.app, file, *more)
+            assert code == 1
+            assert "\x1b" not in out
+            assert "\x07" not in out
+
+
+class TestAgent:
+    def test_a_good_file(self, tmp_path: Path) -> None:
+        authority = write(tmp_path / "ca.pem", Brought().pem().decode())
+        text = with_values(AGENT_FILE, {"ca_file": f"'{authority}'"})
+        code, out = check(agent.app, write(tmp_path / "agent.conf", text))
+        assert code == 0
+        assert "used       agent.broker_host: broker_url = https://broker.example.org:8445" in out
+        assert "overridden agent.enable_logged_users_windows" in out
+
+    def test_what_is_wrong(self, tmp_path: Path) -> None:
+        text = AGENT_FILE.read_text().replace("'broker.example.org'", "''")
+        notes = found(agent.app, write(tmp_path / "agent.conf", text + "rotat = 1\n"))
+        assert notes["agent.broker_host"]["verdict"] == "missing"
+        assert "can't be read" in notes["agent.ca_file"]["text"]
+        assert notes["log.rotat"]["text"] == "did you mean log.rotate?"
+
+    def test_a_missing_version_is_a_warning(self, tmp_path: Path) -> None:
+        file = write(tmp_path / "agent.conf", "[agent]\nbroker_host = 'a'\n")
+        notes = found(agent.app, file)
+        assert notes["version"]["verdict"] == "unknown"
+        assert check(agent.app, file)[0] == 0

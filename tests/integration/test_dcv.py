@@ -1,0 +1,532 @@
+"""The driver of DCV servers, over a stand-in server that has accidents."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import subprocess
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from deskfleet.agent.drivers import dcv_plan
+from deskfleet.agent.drivers.dcv import DcvDriver
+from deskfleet.agent.drivers.dcv_plan import Files
+from deskfleet.agent.drivers.dcv_server import DcvServer
+from deskfleet.core.records import Type
+from deskfleet.errors import StartFailed, Unavailable
+from deskfleet.ports import Door, Running
+from support.builders import a_request
+from support.dcv import DcvSite, dcv_driver, dcv_folder
+from support.sessions import program, session_owner, session_spec
+from support.waiting import until
+
+ANSWER_SECONDS = 1.5
+CREATE_SECONDS = 2.0
+LIMIT_SECONDS = 20.0
+PERMISSIONS = b"[permissions]\n%owner% allow builtin\n"
+ODD = (
+    *("--help", "-o/x", "'\"`", "$(id);&", "../..", "a=b", "*", "\\", " ", "%s%n", "--", "-"),
+    *("\u0430dmin", "\u00e9", "e\u0301", "\U0001d51e", "\u202eevil"),
+)
+FAULTS = ("hang", "fail", "garbage", "flood", "die")
+
+Ends = list[tuple[str, str]]
+Story = Callable[[DcvDriver, Ends], Awaitable[None]]
+
+
+@pytest.fixture
+def site() -> Iterator[DcvSite]:
+    with dcv_folder() as folder:
+        yield DcvSite(folder)
+
+
+def play(site: DcvSite, story: Story, **settings: Any) -> None:
+    """Run a story with an open driver, quick to lose its patience; no call may be left running."""
+    given = {"answer_seconds": ANSWER_SECONDS, "create_seconds": CREATE_SECONDS, **settings}
+    given.setdefault("proof_seconds", 5.0)
+
+    async def scene() -> None:
+        driver, ends = dcv_driver(site.folder, site.program, **given), Ends()
+        await driver.open(lambda id, reason: ends.append((id, reason)))
+        try:
+            await story(driver, ends)
+        finally:
+            await driver.close()
+
+    asyncio.run(scene())
+    until(lambda: not site.calls_left(), 5)
+
+
+async def eventually(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(LIMIT_SECONDS):
+        while not condition():  # noqa: ASYNC110 - files tell nobody that they have changed
+            await asyncio.sleep(0.02)
+
+
+async def becomes(driver: DcvDriver, *, well: bool) -> str | None:
+    await eventually(lambda: (driver._sessions.trouble is None) == well)
+    return await driver.trouble()
+
+
+def ids(driver: DcvDriver) -> list[str]:
+    return sorted(one.session_id for one in driver.running())
+
+
+def only(driver: DcvDriver) -> Running:
+    (running,) = driver.running()
+    return running
+
+
+def by_hand(site: DcvSite, id: str, *more: str) -> None:
+    site.dcv("create-session", "--type=virtual", f"--owner={session_owner()}", *more, "--", id)
+
+
+class TestAccidents:
+    @pytest.mark.parametrize("kind", FAULTS)
+    def test_a_server_that_does_not_answer_is_trouble_and_nothing_has_ended(
+        self, site: DcvSite, kind: str
+    ) -> None:
+        async def story(driver: DcvDriver, ends: Ends) -> None:
+            await driver.start(session_spec("s-1"))
+            by_hand(site, "hand-made")
+            await eventually(lambda: ids(driver) == ["hand-made", "s-1"])
+            site.fault(kind)
+            trouble = await becomes(driver, well=False)
+            assert trouble
+            assert trouble.isprintable()
+            assert ids(driver) == ["hand-made", "s-1"]
+            site.heal()
+            await becomes(driver, well=True)
+            assert ids(driver) == ["hand-made", "s-1"]
+            assert ends == []
+
+        play(site, story)
+
+    @pytest.mark.parametrize(
+        ("kind", "when"),
+        [*((kind, "before") for kind in FAULTS), ("hang", "after"), ("die", "after")],
+    )
+    def test_a_creation_that_fails_is_proven_not_to_be_there(
+        self, site: DcvSite, kind: str, when: str
+    ) -> None:
+        async def story(driver: DcvDriver, ends: Ends) -> None:
+            site.fault(kind, "create-session", when)
+            async with asyncio.timeout(LIMIT_SECONDS):
+                with pytest.raises(StartFailed) as failure:
+                    await driver.start(session_spec())
+            assert failure.value.message.isprintable()
+            assert site.sessions() == {}
+            assert ids(driver) == []
+            assert list((site.folder / "known").iterdir()) == []
+            site.heal()
+            await driver.start(session_spec(generation=2))
+            assert only(driver).generation == 2
+            await driver.stop("s-1")
+            assert ends == []
+
+        play(site, story)
+
+    def test_what_can_not_be_proven_is_no_failure_and_is_undone_later(self, site: DcvSite) -> None:
+        async def story(driver: DcvDriver, _ends: Ends) -> None:
+            site.fault("hang", "create-session", "after")
+            start = asyncio.create_task(driver.start(session_spec()))
+            await eventually(site.sessions)
+            site.fault("hang")
+            with pytest.raises(Unavailable, match="did not answer"):
+                await start
+            assert list(site.sessions()) == ["s-1"]
+            assert ids(driver) == []
+            site.heal()
+            await eventually(lambda: not site.sessions())
+            assert ids(driver) == []
+            await eventually(lambda: not list((site.folder / "known").iterdir()))
+
+        play(site, story, proof_seconds=0.1)
+
+    def test_a_session_that_comes_out_after_its_creation_was_given_up_is_closed(
+        self, site: DcvSite
+    ) -> None:
+        async def story(driver: DcvDriver, ends: Ends) -> None:
+            site.fault("die", "create-session")
+            with pytest.raises(StartFailed):
+                await driver.start(session_spec())
+            site.heal()
+            by_hand(site, "s-1")
+            await eventually(lambda: not site.sessions())
+            assert (ids(driver), ends) == ([], [])
+            await driver.start(session_spec(generation=2))
+            assert ids(driver) == ["s-1"]
+            await driver.stop("s-1")
+
+        play(site, story)
+
+    def test_stopping_fails_as_long_as_the_server_is_silent(self, site: DcvSite) -> None:
+        async def story(driver: DcvDriver, _ends: Ends) -> None:
+            await driver.start(session_spec())
+            site.fault("fail", "close-session")
+            stop = asyncio.create_task(driver.stop("s-1"))
+            await eventually(lambda: len(site.calls("close-session")) > 1)
+            assert ids(driver) == ["s-1"]
+            stop.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await stop
+            site.heal()
+            await driver.stop("s-1")
+            assert ids(driver) == []
+
+        play(site, story)
+
+    def test_closing_the_driver_ends_a_look_that_hangs(self, site: DcvSite) -> None:
+        async def story(driver: DcvDriver, _ends: Ends) -> None:
+            site.fault("hang")
+            looks = len(site.calls("list-sessions"))
+            await eventually(lambda: len(site.calls("list-sessions")) > looks)
+
+        play(site, story, answer_seconds=60.0)
+
+    def test_a_program_that_is_missing_is_trouble(self, site: DcvSite) -> None:
+        async def story(driver: DcvDriver, _ends: Ends) -> None:
+            site.program.rename(site.folder / "elsewhere")
+            assert "can't be run" in str(await becomes(driver, well=False))
+            (site.folder / "elsewhere").rename(site.program)
+            await becomes(driver, well=True)
+
+        play(site, story)
+
+
+class TestAgentsThatCome:
+    def test_a_silent_server_has_not_lost_its_sessions(self, site: DcvSite) -> None:
+        async def earlier(driver: DcvDriver, _ends: Ends) -> None:
+            await driver.start(session_spec("stays", 4))
+            await driver.start(session_spec("goes", 5))
+            by_hand(site, "hand-made")
+            await eventually(lambda: len(driver.running()) == 3)
+            site.fault("hang")
+
+        async def later(driver: DcvDriver, ends: Ends) -> None:
+            assert ids(driver) == ["goes", "hand-made", "stays"]
+            assert await driver.trouble()
+            await asyncio.to_thread(_close_in_silence, site, "goes")
+            site.heal()
+            await eventually(lambda: ends)
+            assert [id for id, _ in ends] == ["goes"]
+            generations = {one.session_id: one.generation for one in driver.running()}
+            assert generations == {"hand-made": 0, "stays": 4}
+
+        play(site, earlier)
+        play(site, later)
+
+    def test_a_creation_that_an_agent_left_half_done_is_undone(self, site: DcvSite) -> None:
+        async def earlier(driver: DcvDriver, _ends: Ends) -> None:
+            site.fault("hang", "create-session", "after")
+            start = asyncio.create_task(driver.start(session_spec()))
+            await eventually(site.sessions)
+            # As when it is killed: nothing is undone.
+            site.fault("hang")
+            start.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await start
+            assert list(site.sessions()) == ["s-1"]
+            site.heal()
+
+        async def later(driver: DcvDriver, ends: Ends) -> None:
+            await eventually(lambda: not site.sessions())
+            assert (ids(driver), ends) == ([], [])
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("deskfleet.agent.drivers.dcv.CUT_SHORT_PROOF_SECONDS", 0.1)
+            play(site, earlier, poll_seconds=60.0)
+        play(site, later)
+
+    def test_a_record_that_is_broken_is_dropped(self, site: DcvSite) -> None:
+        (site.folder / "known").mkdir()
+        (site.folder / "known/x.json").write_text("{")
+        (site.folder / "run/dcv").mkdir(parents=True)
+        (site.folder / "run/dcv/left").write_text("")
+
+        async def story(driver: DcvDriver, _ends: Ends) -> None:
+            assert list((site.folder / "known").iterdir()) == []
+            assert list((site.folder / "run/dcv").iterdir()) == []
+
+        play(site, story)
+
+
+def _close_in_silence(site: DcvSite, id: str) -> None:
+    """Close a session while all other calls hang."""
+    site.fault("hang", "list-sessions")
+    site.dcv("close-session", id)
+    site.fault("hang")
+
+
+class TestWhatOthersCreated:
+    @pytest.mark.parametrize(
+        "told",
+        [
+            {"whole_list": True},
+            {"whole_list": False},
+            {"whole_list": False, "hidden": ["num-of-connections"]},
+        ],
+    )
+    def test_it_is_taken_up_with_its_own_id(self, site: DcvSite, told: dict[str, Any]) -> None:
+        site.configure(**told)
+        by_hand(site, "-odd id", "--name=by hand")
+
+        async def story(driver: DcvDriver, ends: Ends) -> None:
+            assert ids(driver) == ["-odd id"]
+            by_hand(site, "second")
+            await eventually(lambda: len(driver.running()) == 2)
+            (odd, _) = sorted(driver.running(), key=lambda one: one.session_id)
+            assert (odd.generation, odd.name, odd.owner) == (0, "by hand", session_owner())
+            assert (odd.type, odd.connections) == (Type.VIRTUAL, 0)
+            assert odd.created_at is not None
+            site.change("-odd id", **{"num-of-connections": 3})
+            await eventually(lambda: {one.connections for one in driver.running()} == {0, 3})
+            site.change(
+                "-odd id",
+                **{"num-of-connections": 0, "last-disconnection-time": "2026-03-04T05:06:07Z"},
+            )
+            await eventually(lambda: any(one.last_disconnection_at for one in driver.running()))
+            assert ends == []
+            await driver.stop("-odd id")
+            assert list(site.sessions()) == ["second"]
+
+        play(site, story)
+
+    def test_a_console_session_that_comes_again_is_the_same_for_us(self, site: DcvSite) -> None:
+        create = ("create-session", "--type=console", f"--owner={session_owner()}", "console")
+        site.dcv(*create)
+
+        async def story(driver: DcvDriver, ends: Ends) -> None:
+            first = only(driver)
+            assert (first.session_id, first.type) == ("console", Type.CONSOLE)
+            site.change("console", **{"creation-time": "2031-01-01T00:00:00Z"})
+            await eventually(lambda: only(driver).created_at != first.created_at)
+            assert ends == []
+            site.dcv("close-session", "console")
+            await eventually(lambda: ends)
+            assert driver.running() == []
+
+        play(site, story)
+
+    def test_another_session_of_our_id_is_not_ours(self, site: DcvSite) -> None:
+        async def story(driver: DcvDriver, ends: Ends) -> None:
+            await driver.start(session_spec(generation=7))
+            site.change("s-1", **{"creation-time": "2031-01-01T00:00:00Z"})
+            await eventually(lambda: ends)
+            assert only(driver).generation == 0
+
+        play(site, story)
+
+
+class TestCreation:
+    def test_all_that_is_asked_reaches_the_server(self, site: DcvSite) -> None:
+        program(site.folder / "init/desk", "#!/bin/sh\nexec sleep 300\n")
+        asked: dict[str, Any] = {
+            "name": "--help 'x' $(id) é",
+            "storage_root": "%home%/a b",
+            "dcv_gl_enabled": False,
+            "max_concurrent_clients": 2,
+            "init_file": "desk",
+            "permissions_file": base64.b64encode(PERMISSIONS).decode(),
+        }
+
+        async def story(driver: DcvDriver, _ends: Ends) -> None:
+            await driver.start(session_spec(**asked))
+            (created,) = site.sessions().values()
+            assert (created["name"], created["owner"]) == (asked["name"], session_owner())
+            assert (created["storage-root"], created["gl"]) == ("%home%/a b", "off")
+            assert (created["max-concurrent-clients"], created["type"]) == (2, "virtual")
+            assert created["permissions"] == PERMISSIONS.decode()
+            assert list((site.folder / "run/dcv").iterdir()) == []
+            await driver.stop("s-1")
+
+        play(site, story)
+
+    def test_hostile_values_reach_a_real_program_byte_for_byte(self, site: DcvSite) -> None:
+        asked = [
+            dcv_plan.creation("s", a_request(name=odd, owner=odd, storage_root=odd), Files())
+            for odd in ODD
+        ]
+        server = DcvServer(site.program)
+
+        async def story() -> None:
+            for arguments in asked:
+                assert await server.create(arguments)
+
+        asyncio.run(story())
+        for odd, arguments, call in zip(ODD, asked, site.calls(), strict=True):
+            assert call == [one.encode() for one in arguments]
+            assert f"--name={odd}".encode() in call
+
+    @pytest.mark.parametrize(
+        ("asked", "reason"),
+        [
+            ({"owner": "nobody-of-that-name"}, "there is no user"),
+            ({"owner": "root"}, "sessions of root"),
+            ({"name": "a\nb"}, "no program can be given"),
+            ({"init_file": "../desk"}, "must not leave its folder"),
+            ({"init_file": "missing"}, "No such file"),
+            ({"autorun_file": "/bin/sh"}, "relative"),
+        ],
+    )
+    def test_what_is_refused_never_reaches_the_server(
+        self, site: DcvSite, asked: dict[str, Any], reason: str
+    ) -> None:
+        async def story(driver: DcvDriver, _ends: Ends) -> None:
+            with pytest.raises(StartFailed, match=reason):
+                await driver.start(session_spec(**asked))
+            assert site.calls("create-session") == []
+
+        play(site, story)
+
+    def test_what_the_server_refuses_is_its_own_word(self, site: DcvSite) -> None:
+        async def story(driver: DcvDriver, _ends: Ends) -> None:
+            await driver.start(session_spec("c", type=Type.CONSOLE))
+            with pytest.raises(StartFailed, match="a console session can't run beside others"):
+                await driver.start(session_spec("v"))
+            assert ids(driver) == ["c"]
+            await driver.stop("c")
+
+        play(site, story)
+
+    def test_a_server_of_windows_runs_console_sessions_only(self) -> None:
+        async def story(driver: DcvDriver, _ends: Ends) -> None:
+            assert driver.service().types == (Type.CONSOLE,)
+            with pytest.raises(StartFailed, match="runs no virtual sessions"):
+                await driver.start(session_spec())
+            await driver.start(session_spec(type=Type.CONSOLE, owner="CORP\\Alice"))
+            assert only(driver).owner == "CORP\\Alice"
+            await driver.stop("s-1")
+
+        with dcv_folder() as folder:
+            site = DcvSite(folder, platform="windows")
+            play(site, story, types=(Type.CONSOLE,))
+
+    def test_on_windows_an_autorun_file_runs_once_its_owner_has_logged_on(self) -> None:
+        users: list[str] = []
+        started: list[tuple[str, Sequence[str], Mapping[str, str]]] = []
+
+        def start_as(user: str, argv: Sequence[str], environment: Mapping[str, str]) -> None:
+            started.append((user, argv, environment))
+            raise StartFailed("it could not be run")
+
+        async def waits(driver: DcvDriver, _ends: Ends) -> None:
+            await driver.start(session_spec(**asked))
+            looks = len(site.calls("list-sessions"))
+            await eventually(lambda: len(site.calls("list-sessions")) > looks + 2)
+            assert started == []
+
+        async def runs(driver: DcvDriver, _ends: Ends) -> None:
+            users.append("ALICE")
+            await eventually(lambda: started)
+            looks = len(site.calls("list-sessions"))
+            await eventually(lambda: len(site.calls("list-sessions")) > looks + 2)
+            tool = str(site.folder / "autorun/tool")
+            assert started == [("CORP\\alice", [tool], {})]
+            await driver.stop("s-1")
+
+        asked: dict[str, Any] = {"type": Type.CONSOLE, "owner": "CORP\\alice"}
+        asked["autorun_file"] = "tool"
+        with dcv_folder() as folder:
+            site = DcvSite(folder, platform="windows")
+            program(site.folder / "autorun/tool", "#!/bin/sh\n")
+            windows = {"types": (Type.CONSOLE,), "logged_in": lambda: users, "start_as": start_as}
+            play(site, waits, **windows)
+            play(site, runs, **windows)
+
+    @pytest.mark.parametrize("has_init", [True, False])
+    def test_an_autorun_file_runs_in_the_session_as_its_owner(
+        self, site: DcvSite, has_init: bool
+    ) -> None:
+        said = site.folder / "said"
+        said.mkdir()
+        said.chmod(0o777)
+        init = site.folder / "init/desk"
+        program(init, f"#!/bin/sh\nid -un >{said}/init\nexec sleep 300\n")
+        told = 'id -un; echo "$DISPLAY"; printf "%s|" "$@"'
+        text = f"#!/bin/sh\n({told}) >{said}/draft; mv {said}/draft {said}/run\n"
+        program(site.folder / "autorun/tool", text)
+        arguments = ("-x", "a b", "'$(id)'", "", "é")
+
+        async def story(driver: DcvDriver, _ends: Ends) -> None:
+            asked: dict[str, Any] = {"autorun_file": "tool", "autorun_file_arguments": arguments}
+            asked["init_file"] = "desk" if has_init else None
+            await driver.start(session_spec(**asked))
+            await eventually(lambda: (said / "run").exists() and (said / "init").exists())
+            assert len(list((site.folder / "run/dcv").iterdir())) == 1
+            await driver.stop("s-1")
+            assert list((site.folder / "run/dcv").iterdir()) == []
+
+        play(site, story, default_init=init)
+        owner, display, rest = (said / "run").read_text().split("\n")
+        assert (owner, display) == (session_owner(), ":77")
+        assert rest == "|".join(arguments) + "|"
+        assert (said / "init").read_text().strip() == owner
+
+
+class TestRunningSessions:
+    def test_permissions_are_replaced_and_given_back(self, site: DcvSite) -> None:
+        encoded = base64.b64encode(PERMISSIONS).decode()
+
+        async def story(driver: DcvDriver, _ends: Ends) -> None:
+            await driver.start(session_spec())
+            await driver.permit(session_spec(permissions_file=encoded))
+            assert site.sessions()["s-1"]["permissions"] == PERMISSIONS.decode()
+            await driver.permit(session_spec())
+            assert site.sessions()["s-1"]["permissions"] is None
+            assert list((site.folder / "run/dcv").iterdir()) == []
+            with pytest.raises(Unavailable, match="Could not find session"):
+                await driver.permit(session_spec("other"))
+            await driver.stop("s-1")
+
+        play(site, story)
+
+    def test_no_picture_is_a_reason(self, site: DcvSite) -> None:
+        async def shot(driver: DcvDriver) -> Any:
+            return await driver.screenshot("s-1", max_width=9, max_height=9, format="png")
+
+        async def story(driver: DcvDriver, _ends: Ends) -> None:
+            await driver.start(session_spec())
+            for kind in FAULTS:
+                site.fault(kind, "get-screenshot")
+                with pytest.raises(Unavailable):
+                    await shot(driver)
+            site.heal()
+            assert await shot(driver)
+            assert list((site.folder / "run/dcv").iterdir()) == []
+
+        play(site, story)
+
+
+class TestService:
+    @pytest.mark.parametrize("endpoints", [True, False])
+    def test_ports_are_those_that_the_server_tells_of(self, endpoints: bool) -> None:
+        async def story(driver: DcvDriver, _ends: Ends) -> None:
+            service = driver.service()
+            assert service.version == "2024.0.19030"
+            assert service.types == (Type.VIRTUAL, Type.CONSOLE)
+            assert service.doors == (Door(port=9443), Door(port=9443, protocol="QUIC"))
+
+        with dcv_folder() as folder:
+            site = DcvSite(folder, endpoints=endpoints, web_port=9443)
+            play(site, story)
+
+    def test_they_are_found_out_when_the_server_is_back(self, site: DcvSite) -> None:
+        site.fault("fail")
+
+        async def story(driver: DcvDriver, _ends: Ends) -> None:
+            assert driver.service().version == "unknown"
+            assert driver.service().doors[0] == Door(port=8443)
+            site.heal()
+            await eventually(lambda: driver.service().version == "2024.0.19030")
+
+        play(site, story)
+
+
+def test_the_stand_in_takes_no_option_that_is_not_documented(site: DcvSite) -> None:
+    for wrong in (["list-sessions", "--jso"], ["create-session"], ["nonsense"], ["version", "x"]):
+        done = subprocess.run([site.program, *wrong], capture_output=True, check=False, timeout=20)
+        assert done.returncode == 1
+        assert done.stderr

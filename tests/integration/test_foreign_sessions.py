@@ -1,0 +1,115 @@
+"""Sessions that deskfleet did not create, and whose ids their servers chose: `console`, mostly."""
+
+from __future__ import annotations
+
+import pytest
+
+from deskfleet.broker.service.sessions import Deletion
+from deskfleet.core.records import Intent, Phase, Report, Session, Type
+from deskfleet.core.session import State
+from deskfleet.errors import Conflict
+from deskfleet.wire.messages import Desired, Observed
+from support.house import PlayedAgent, TestHouse, run, running, state, stored
+
+CONSOLE = "console"
+
+
+def begin(agent: PlayedAgent, phase: Phase = Phase.RUNNING) -> None:
+    report = Report(id=CONSOLE, server_id=agent.server_id, generation=0, phase=phase)
+    shown = running(CONSOLE, owner="ann", type=Type.CONSOLE) if phase is Phase.RUNNING else None
+    agent.observed[CONSOLE] = Observed(report=report, running=shown)
+
+
+async def found(house: TestHouse, server_id: str) -> PlayedAgent:
+    """Connect a server on which a console session runs."""
+    agent = PlayedAgent(house, server_id)
+    begin(agent)
+    return await agent.connect()
+
+
+async def deleted(house: TestHouse, agent: PlayedAgent, id: str) -> None:
+    answers = await house.sessions.delete([Deletion(id, "ann")])
+    assert answers == [State.DELETING]
+    await agent.report(await agent.wanted(CONSOLE, Intent.STOP), Phase.ENDED)
+    assert await state(house, id) is State.DELETED
+    del agent.observed[CONSOLE]
+
+
+def stops(agent: PlayedAgent) -> int:
+    return sum(
+        desire.intent is Intent.STOP
+        for message in agent.said
+        if isinstance(message, Desired)
+        for desire in message.desires
+    )
+
+
+def test_one_that_begins_again_after_its_end_is_shown_and_left_alone() -> None:
+    async def scenario(house: TestHouse) -> None:
+        agent = await found(house, "n1")
+        assert await state(house, CONSOLE) is State.READY
+        await deleted(house, agent, CONSOLE)
+        asked = stops(agent)
+        begin(agent)
+        await agent.tell()
+        assert await state(house, CONSOLE) is State.READY
+        await agent.wanted(CONSOLE, Intent.RUN)
+        assert stops(agent) == asked
+
+    run(scenario)
+
+
+def test_two_servers_may_use_the_same_id() -> None:
+    async def scenario(house: TestHouse) -> None:
+        one, two = await found(house, "n1"), await found(house, "n2")
+        other = f"{CONSOLE}@n2"
+        assert {session.id for session in stored(house.store, Session)} == {CONSOLE, other}
+        assert [await state(house, id) for id in (CONSOLE, other)] == [State.READY, State.READY]
+        # Each server hears of its own one, by the name that it gave it.
+        assert [(await agent.wanted(CONSOLE)).intent for agent in (one, two)] == [Intent.RUN] * 2
+        await deleted(house, two, other)
+        assert await state(house, CONSOLE) is State.READY
+        assert stops(one) == 0
+
+    run(scenario)
+
+
+def test_what_no_client_could_find_is_not_connected_to() -> None:
+    async def scenario(house: TestHouse) -> None:
+        await house.access.ensure_signing_key()
+        await found(house, "n1")
+        await found(house, "n2")
+        await house.sessions.connect(CONSOLE, "ann")
+        with pytest.raises(Conflict, match="an id of its own"):
+            await house.sessions.connect(f"{CONSOLE}@n2", "ann")
+
+    run(scenario)
+
+
+def test_one_that_is_forgotten_by_force_comes_back_on_its_own_server() -> None:
+    async def scenario(house: TestHouse) -> None:
+        await found(house, "n1")
+        two = await found(house, "n2")
+        other = f"{CONSOLE}@n2"
+        await two.wanted(CONSOLE)
+        answers = await house.sessions.delete([Deletion(other, "ann", force=True)])
+        assert answers == [State.DELETING]
+        await two.desired(lambda wanted: CONSOLE not in wanted)
+        await two.tell()
+        assert await state(house, other) is State.READY
+        assert stops(two) == 0
+
+    run(scenario)
+
+
+def test_the_end_of_one_servers_leaves_its_id_to_that_server() -> None:
+    """No server changes what is another's, not even the memory of it."""
+
+    async def scenario(house: TestHouse) -> None:
+        one = await found(house, "n1")
+        await deleted(house, one, CONSOLE)
+        await found(house, "n2")
+        assert await state(house, CONSOLE) is State.DELETED
+        assert await state(house, f"{CONSOLE}@n2") is State.READY
+
+    run(scenario)

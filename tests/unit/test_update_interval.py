@@ -1,0 +1,88 @@
+"""How often an agent reports its load: as often as its file says, without falling silent."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any, cast
+
+import msgspec
+import pytest
+
+from deskfleet.agent.identity import Identity
+from deskfleet.agent.uplink import Uplink
+from deskfleet.core.records import Facts
+from deskfleet.wire.link import AgentLink
+from deskfleet.wire.messages import Welcome
+from support.builders import some_facts
+from support.virtual_time import VirtualClock, VirtualLoop
+
+BEAT = 10.0
+
+
+class Wire:
+    """Keeps when what was sent."""
+
+    def __init__(self, loop: VirtualLoop) -> None:
+        self._loop = loop
+        self._began = loop.time()
+        self.sent: list[tuple[float, str]] = []
+
+    async def send(self, data: bytes, **_: Any) -> None:
+        kind = msgspec.json.decode(data)["type"]
+        self.sent.append((self._loop.time() - self._began, kind))
+
+    def times(self, kind: str) -> list[float]:
+        return [at for at, sent in self.sent if sent == kind]
+
+
+@pytest.fixture
+def loop() -> Iterator[VirtualLoop]:
+    loop = VirtualLoop()
+    yield loop
+    loop.kill("test")
+    loop.close()
+
+
+def beating(loop: VirtualLoop, seconds: float, *, changes: bool = True) -> Wire:
+    """Run an agent's beat for ten minutes; its load changes with each look, or never."""
+    clock, wire, looks = VirtualClock(loop), Wire(loop), iter(range(10_000))
+
+    async def read_facts() -> Facts:
+        return some_facts(load=(float(next(looks)) if changes else 1.0, 0.0, 0.0))
+
+    link = AgentLink(clock.monotonic())
+    link.hello(some_facts(), ())
+    link.receive(Welcome(epoch=1, heartbeat_seconds=BEAT), clock.monotonic())
+    nobody = cast(Any, None)
+    uplink = Uplink(
+        nobody, Identity("n1", "x"), nobody, nobody, read_facts, clock, asyncio.Event(), seconds
+    )
+    loop.begin("test", uplink._beat(cast(Any, wire), link))
+    loop.advance(600.0)
+    return wire
+
+
+@pytest.mark.parametrize(
+    ("seconds", "every"), [(0.0, BEAT), (30.0, 30.0), (4.0, 4.0), (15.0, 15.0)]
+)
+def test_facts_come_as_often_as_they_should(
+    seconds: float, every: float, loop: VirtualLoop
+) -> None:
+    times = beating(loop, seconds).times("facts")
+    assert times == pytest.approx([every * n for n in range(1, int(600 / every) + 1)])
+
+
+@pytest.mark.parametrize("changes", [True, False])
+@pytest.mark.parametrize("seconds", [0.0, 4.0, 15.0, 30.0, 300.0])
+def test_an_agent_is_never_silent(seconds: float, changes: bool, loop: VirtualLoop) -> None:
+    moments = [0.0, *(at for at, _ in beating(loop, seconds, changes=changes).sent), 600.0]
+    gaps = [later - earlier for earlier, later in pairwise(moments)]
+    assert max(gaps) < 2 * BEAT
+
+
+def test_what_has_not_changed_is_not_told_again(loop: VirtualLoop) -> None:
+    wire = beating(loop, 30.0, changes=False)
+    assert len(wire.times("facts")) == 1
+    assert len(wire.sent) <= 61
