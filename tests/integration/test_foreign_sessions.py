@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import pytest
 
-from deskfleet.broker.service.sessions import Deletion
+from deskfleet.broker.service.sessions import NO_SUCH_SESSION, Deletion
+from deskfleet.core.placement import Refusal
 from deskfleet.core.records import Intent, Phase, Report, Session, Type
-from deskfleet.core.session import State
+from deskfleet.core.session import State, replace
 from deskfleet.errors import Conflict
 from deskfleet.wire.messages import Desired, Observed
+from support.builders import a_request
 from support.house import PlayedAgent, TestHouse, run, running, state, stored
 
 CONSOLE = "console"
 
 
-def begin(agent: PlayedAgent, phase: Phase = Phase.RUNNING) -> None:
-    report = Report(id=CONSOLE, server_id=agent.server_id, generation=0, phase=phase)
-    shown = running(CONSOLE, owner="ann", type=Type.CONSOLE) if phase is Phase.RUNNING else None
+def begin(agent: PlayedAgent, owner: str = "ann") -> None:
+    report = Report(id=CONSOLE, server_id=agent.server_id, generation=0, phase=Phase.RUNNING)
+    shown = running(CONSOLE, owner=owner, type=Type.CONSOLE)
     agent.observed[CONSOLE] = Observed(report=report, running=shown)
 
 
@@ -111,5 +113,63 @@ def test_the_end_of_one_servers_leaves_its_id_to_that_server() -> None:
         await found(house, "n2")
         assert await state(house, CONSOLE) is State.DELETED
         assert await state(house, f"{CONSOLE}@n2") is State.READY
+
+    run(scenario)
+
+
+def test_the_console_of_the_next_user_is_not_the_one_of_the_last() -> None:
+    """One ended and the other began between two looks: nobody has told of an end."""
+
+    async def scenario(house: TestHouse) -> None:
+        agent = await found(house, "n1")
+        await agent.wanted(CONSOLE)
+        assert await house.sessions.delete([Deletion(CONSOLE, "ann")]) == [State.DELETING]
+        begin(agent, owner="bob")
+        await agent.tell()
+        session = await house.session(CONSOLE)
+        assert (session.request.owner, await state(house, CONSOLE)) == ("bob", State.READY)
+        wanted = await agent.desired(lambda one: one[CONSOLE].intent is Intent.RUN)
+        assert wanted[CONSOLE].spec.request.owner == "bob"
+        assert await house.sessions.delete([Deletion(CONSOLE, "ann")]) == [Refusal(NO_SUCH_SESSION)]
+
+    run(scenario)
+
+
+async def created(house: TestHouse, agent: PlayedAgent) -> str:
+    [session] = await house.sessions.create([a_request()])
+    assert isinstance(session, Session)
+    await agent.run(session.id)
+    return session.id
+
+
+def test_sessions_of_a_machine_that_was_enrolled_anew_are_left_alone() -> None:
+    async def scenario(house: TestHouse) -> None:
+        old = await PlayedAgent(house, "old").connect()
+        id = await created(house, old)
+        await old.part()
+        new = PlayedAgent(house, "new")
+        report = replace(old.observed[id].report, server_id="new")
+        shown = running(id, owner="alice", generation=report.generation)
+        new.observed[id] = Observed(report=report, running=shown)
+        await new.connect()
+        assert await state(house, f"{id}@new") is State.READY
+        assert (await new.wanted(id)).intent is Intent.RUN
+        assert stops(new) == 0
+
+    run(scenario)
+
+
+def test_one_whose_record_was_lost_on_its_server_is_not_stopped() -> None:
+    async def scenario(house: TestHouse) -> None:
+        agent = await PlayedAgent(house, "n1").connect()
+        id = await created(house, agent)
+        desire = await agent.wanted(id)
+        await agent.report(desire, Phase.ENDED)
+        assert await state(house, id) is State.DELETED
+        report = Report(id=id, server_id="n1", generation=0, phase=Phase.RUNNING)
+        agent.observed[id] = Observed(report=report, running=running(id, owner="alice"))
+        await agent.tell()
+        assert await state(house, f"{id}@n1") is State.READY
+        assert stops(agent) == 0
 
     run(scenario)

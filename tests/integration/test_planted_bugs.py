@@ -83,6 +83,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
 
 @planted("a server ends the sessions of others")
 def _(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(observing, "is_another", lambda report, _session: rules.is_foreign(report))
     _about(patch, lambda report, session: report.generation == session.generation)
 
 

@@ -311,7 +311,8 @@ def _fence(change_set: ChangeSet) -> str | None:
 def _succeeds(new: Session, old: Session) -> bool:
     """Tell whether a server has begun another session under an id of its own choice."""
     foreign = new.adopted and old.adopted and new.generation == old.generation == 0
-    return foreign and stage(old) is Stage.ENDED and new.server_id == old.server_id
+    other = stage(old) is Stage.ENDED or new.request.owner != old.request.owner
+    return foreign and other and new.server_id == old.server_id
 
 
 def is_about(report: Report, session: Session) -> bool:

@@ -103,6 +103,8 @@ def _print(text: str) -> None:
         sys.stdout.write(f"{text}\n")
         sys.stdout.flush()
     except OSError as error:
+        # What is left in the buffer would be tried again at the end, and change the return code.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise DeskfleetError(f"the answer can't be printed: {error.strerror}") from error
 
 

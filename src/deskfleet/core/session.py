@@ -137,10 +137,14 @@ def is_foreign(report: Report) -> bool:
     return report.generation == 0
 
 
-def is_succeeded(session: Session, report: Report) -> bool:
-    """Tell whether a foreign session has ended and its server runs another one of that id."""
-    foreign = session.adopted and session.generation == 0 and is_foreign(report)
-    return foreign and stage(session) is Stage.ENDED and report.phase is Phase.RUNNING
+def is_another(report: Report, session: Session) -> bool:
+    """Tell whether a server reports a session of this id that is none of ours.
+
+    No generation is ever placed on two servers: what has the same one elsewhere is of a machine
+    that was enrolled anew, or copied.
+    """
+    elsewhere = session.server_id not in {None, report.server_id}
+    return is_foreign(report) or (elsewhere and report.generation == session.generation)
 
 
 def is_about(report: Report, session: Session) -> bool:

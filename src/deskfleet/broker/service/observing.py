@@ -28,15 +28,15 @@ from deskfleet.core.session import (
     Stage,
     has_run,
     is_about,
+    is_another,
     is_foreign,
-    is_succeeded,
     name_on_server,
     replace,
     settle,
     stage,
 )
 from deskfleet.errors import Stale
-from deskfleet.ports import SessionSpec
+from deskfleet.ports import Running, SessionSpec
 from deskfleet.wire.messages import Desire, Observed
 
 ALIVE = {Phase.STARTING, Phase.RUNNING}
@@ -87,16 +87,20 @@ def take_facts(fleet: Fleet, facts: Facts, *, even_load: bool) -> list[Change]:
 def kept_id(fleet: Fleet, server_id: str, report: Report) -> str:
     """Return the id under which we keep what a server reports.
 
-    It is the server's own but for a foreign session whose id another server's has already.
+    It is the server's own but for a session of which we know another one with that id.
     """
-    if not is_foreign(report):
+    known = fleet.session(report.id)
+    if known is None or not is_another(replace(report, server_id=server_id), known):
         return report.id
     qualified = f"{report.id}@{server_id}"
-    ours, known = fleet.session(qualified), fleet.session(report.id)
-    if ours is not None and ours.server_id == server_id and stage(ours) is not Stage.ENDED:
+    kept = fleet.session(qualified)
+    if kept is not None and kept.server_id == server_id and stage(kept) is not Stage.ENDED:
         return qualified
-    taken = known is not None and known.adopted and known.server_id != server_id
-    return qualified if taken else report.id
+    if known.server_id != server_id:
+        return qualified
+    # Of what we placed here, a generation that its agent has forgotten is still the same session.
+    is_over = stage(known) is Stage.ENDED and not known.adopted
+    return qualified if is_over else report.id
 
 
 def take_observed(
@@ -117,7 +121,7 @@ def take_observed(
             last_disconnection_at=_instant(one.report.last_disconnection_at),
         )
         session = fleet.session(report.id)
-        if session is None or is_succeeded(session, report):
+        if session is None or _is_succeeded(session, report, one.running):
             found = _adopt(fleet, server_id, one, report, now)
             adopted += bool(found)
             changes += found
@@ -149,6 +153,22 @@ def _take_report(
         # A first report must not be left behind alone by a session that is dropped meanwhile.
         changes.append(Check("session", session.id, fleet.revision_of(Session, session.id)))
     return changes
+
+
+def _is_succeeded(session: Session, report: Report, running: Running | None) -> bool:
+    """Tell whether a server runs another session under an id of its own choice.
+
+    The one before may have ended between two looks, with nobody to tell of it.
+    """
+    foreign = session.adopted and session.generation == 0 and is_foreign(report)
+    if not foreign or running is None or report.phase is not Phase.RUNNING:
+        return False
+    begun = _instant(running.created_at)
+    return (
+        stage(session) is Stage.ENDED
+        or running.owner != session.request.owner
+        or begun not in {None, session.created_at}
+    )
 
 
 def _adopt(
@@ -201,8 +221,8 @@ def desires(fleet: Fleet, server_id: str, observed: Sequence[Observed]) -> dict[
         session = fleet.session(id)
         if session is None or report.phase not in ALIVE or id in wanted:
             continue
-        if session.adopted and is_foreign(report):
-            # Another one of that id: it is adopted, or will be.
+        if is_another(replace(report, server_id=server_id), session):
+            # It is adopted, or will be.
             continue
         spec = _spec(session, report.generation, Intent.STOP)
         wanted[id] = Desire(spec=spec, intent=Intent.STOP)
