@@ -45,12 +45,17 @@ def loop() -> Iterator[VirtualLoop]:
     loop.close()
 
 
-def beating(loop: VirtualLoop, seconds: float, *, changes: bool = True) -> Wire:
+def beating(
+    loop: VirtualLoop, seconds: float, *, changes: bool = True, ill_at: float | None = None
+) -> Wire:
     """Run an agent's beat for ten minutes; its load changes with each look, or never."""
-    clock, wire, looks = VirtualClock(loop), Wire(loop), iter(range(10_000))
+    began = loop.time()
+    clock, wire, looks = VirtualClock(loop), Wire(loop), iter(range(10, 10_000))
 
     async def read_facts() -> Facts:
-        return some_facts(load=(float(next(looks)) if changes else 1.0, 0.0, 0.0))
+        ill = ill_at is not None and loop.time() - began >= ill_at
+        load = (float(next(looks)) if changes else 1.0, 0.0, 0.0)
+        return some_facts(load=load, unhealthy="it does not answer" if ill else None)
 
     link = AgentLink(clock.monotonic())
     link.hello(some_facts(), ())
@@ -59,6 +64,8 @@ def beating(loop: VirtualLoop, seconds: float, *, changes: bool = True) -> Wire:
     uplink = Uplink(
         nobody, Identity("n1", "x"), nobody, nobody, read_facts, clock, asyncio.Event(), seconds
     )
+    # What it says when it greets.
+    uplink._told = some_facts(load=(1.0, 0.0, 0.0))
     loop.begin("test", uplink._beat(cast(Any, wire), link))
     loop.advance(600.0)
     return wire
@@ -84,5 +91,11 @@ def test_an_agent_is_never_silent(seconds: float, changes: bool, loop: VirtualLo
 
 def test_what_has_not_changed_is_not_told_again(loop: VirtualLoop) -> None:
     wire = beating(loop, 30.0, changes=False)
-    assert len(wire.times("facts")) == 1
+    assert wire.times("facts") == []
     assert len(wire.sent) <= 61
+
+
+@pytest.mark.parametrize("seconds", [0.0, 30.0, 300.0])
+def test_all_but_the_load_is_told_at_the_next_beat(seconds: float, loop: VirtualLoop) -> None:
+    times = beating(loop, seconds, ill_at=42.0).times("facts")
+    assert any(at == pytest.approx(50.0) for at in times), times

@@ -71,6 +71,9 @@ class Loop:
         for id, entry in list(self._journal.entries.items()):
             if running.get(id) == entry.generation:
                 self._note(id, entry.spec, Phase.RUNNING)
+            elif entry.phase is Phase.RUNNING and running.get(id) == 0:
+                # The driver has lost which placement it is; we have not, and it lives.
+                log.warning("session.generation-lost", extra={"session_id": id})
             elif entry.phase is Phase.RUNNING:
                 self._note(id, entry.spec, Phase.ENDED, "it ended while the agent was away")
             elif entry.phase is Phase.STARTING:

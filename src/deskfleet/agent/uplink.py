@@ -22,6 +22,7 @@ from deskfleet.agent.broker_door import BrokerDoor
 from deskfleet.agent.identity import Identity
 from deskfleet.agent.loop import Loop
 from deskfleet.core.records import Facts
+from deskfleet.core.server import differ_in_load_only
 from deskfleet.errors import DeskfleetError, Missing, ProtocolError, Unavailable
 from deskfleet.ports import Clock, SessionDriver
 from deskfleet.wire.link import AgentLink
@@ -95,6 +96,8 @@ class Uplink:
         self._update_seconds = update_seconds
         self._pictures = asyncio.Semaphore(SCREENSHOTS_AT_ONCE)
         self._shots: set[asyncio.Task[None]] = set()
+        self._told: Facts | None = None
+        """What the broker was told last."""
         self.linked = asyncio.Event()
         """Set while a broker listens."""
 
@@ -148,7 +151,7 @@ class Uplink:
             )
 
     async def _greet(self, socket: ClientConnection, link: AgentLink) -> None:
-        facts = await self._read_facts()
+        facts = self._told = await self._read_facts()
         self._changed.clear()
         await _send(socket, link.hello(facts, self._loop.observed()))
         async with asyncio.timeout(CONNECT_SECONDS):
@@ -187,23 +190,32 @@ class Uplink:
             self._changed.clear()
 
     async def _beat(self, socket: ClientConnection, link: AgentLink) -> None:
-        """Send fresh facts when they are due; a heartbeat as often as the broker asked for."""
+        """Send a heartbeat as often as the broker asked for, or instead of one what has changed.
+
+        The load, which always has, is sent when it is due, and all else at once.
+        """
         every = self._update_seconds or link.heartbeat_seconds
-        last, due = None, self._clock.monotonic() + every
+        due = self._clock.monotonic() + every
         while True:
             # A beat that comes a little before the facts would come for nothing.
             wait = min(link.heartbeat_seconds, due - self._clock.monotonic())
             await asyncio.sleep(max(0.0, wait))
-            if self._clock.monotonic() >= due or not self._update_seconds:
+            facts, is_due = await self._read_facts(), self._clock.monotonic() >= due
+            if is_due or not self._update_seconds:
                 due = self._clock.monotonic() + every
-                facts = await self._read_facts()
-                if facts != last:
-                    last = facts
-                    await _send(socket, link.facts(facts, self._clock.monotonic()))
-                    continue
+                is_due = True
+            if self._is_news(facts, even_load=is_due):
+                self._told = facts
+                await _send(socket, link.facts(facts, self._clock.monotonic()))
+                continue
             heartbeat = link.heartbeat(self._clock.monotonic())
             if heartbeat is not None:
                 await _send(socket, heartbeat)
+
+    def _is_news(self, facts: Facts, *, even_load: bool) -> bool:
+        if facts == self._told:
+            return False
+        return even_load or (self._told is not None and not differ_in_load_only(self._told, facts))
 
     async def _watch(self, socket: ClientConnection, link: AgentLink) -> None:
         """See that the broker is there, at the pace that it set itself."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from deskfleet.agent.drivers.dcv_plan import Files
 from deskfleet.agent.drivers.dcv_platform import DcvPlatform, Preparation
 from deskfleet.agent.drivers.dcv_record import DcvRecords, intended
 from deskfleet.agent.drivers.dcv_server import DEFAULT_DOORS, DcvServer
-from deskfleet.agent.drivers.dcv_sessions import DcvSessions
+from deskfleet.agent.drivers.dcv_sessions import SURE_SECONDS, DcvSessions
 from deskfleet.agent.drivers.pictures import encode, picture_format
 from deskfleet.agent.drivers.settling import settled
 from deskfleet.errors import Missing, StartFailed, Unavailable
@@ -41,6 +41,8 @@ AGAIN_SECONDS = 0.2
 """The first wait before an undoing is tried again; each is twice as long as the one before."""
 LONGEST_AGAIN_SECONDS = 2.0
 SERVICE_SECONDS = 600.0
+SERVICE_AGAIN_SECONDS = 30.0
+"""The same where not all could be learned."""
 UNKNOWN_VERSION = "unknown"
 
 
@@ -69,13 +71,18 @@ class DcvDriver:
         self._version = UNKNOWN_VERSION
         self._doors: tuple[Door, ...] = ()
         self._service_due = 0.0
+        self._closing: dict[str, asyncio.Future[str | None]] = {}
+        """Sessions that a look is closing."""
 
     async def open(self, on_end: Callable[[str, str], None]) -> None:
         self._sessions.recall()
         self._files.make(self._sessions.scripts())
+        ended: list[tuple[str, str]] = []
+        self._sessions.on_end = lambda session_id, reason: ended.append((session_id, reason))
         with suppress(Unavailable):
             await self._look()
         self._sessions.on_end = on_end
+        self._tell_of_replaced(ended)
         self._polling = asyncio.create_task(self._poll())
 
     async def close(self) -> None:
@@ -83,6 +90,17 @@ class DcvDriver:
             self._polling.cancel()
             await asyncio.gather(self._polling, return_exceptions=True)
         await self._sessions.close()
+
+    def _tell_of_replaced(self, ended: Iterable[tuple[str, str]]) -> None:
+        """Tell of sessions that ended while no agent was there, and whose id another one has.
+
+        That the others have ended is seen by what runs.
+        """
+        shown = {one.session_id for one in self._sessions.running()}
+        for session_id, reason in ended:
+            if session_id in shown:
+                tell = self._sessions.on_end
+                asyncio.get_running_loop().call_soon(tell, session_id, reason)
 
     def running(self) -> Sequence[Running]:
         return self._sessions.running()
@@ -96,6 +114,9 @@ class DcvDriver:
                 raise StartFailed("a later placement of this session runs already")
             await self.stop(spec.session_id)
         with self._sessions.working_on(spec.session_id):
+            closing = self._closing.get(spec.session_id)
+            if closing is not None:
+                await asyncio.wait({closing})
             if known is not None and not known.ready:
                 await self._undo(spec.session_id, self._proof_seconds)
             await self._start(spec)
@@ -150,9 +171,11 @@ class DcvDriver:
         while True:
             await asyncio.sleep(self._poll_seconds)
             try:
-                await self._look()
-                await run_what_waits(self._sessions, self._platform)
-                self._show()
+                try:
+                    await self._look()
+                    await run_what_waits(self._sessions, self._platform)
+                finally:
+                    self._show()
             except Unavailable:
                 # After an outage it may be another release, behind other ports.
                 self._service_due = 0.0
@@ -171,14 +194,41 @@ class DcvDriver:
         """Bring what is known up to date, and close what should not be."""
         await self._sessions.look()
         if self._sessions.has_missing():
+            await asyncio.sleep(SURE_SECONDS)
             await self._sessions.look()
         for session_id in self._sessions.unwanted():
-            log.warning("session.unwanted", extra={"session_id": session_id})
-            await self._server.close(session_id)
+            await self._close_unwanted(session_id)
         if self._clock.monotonic() >= self._service_due:
+            await self._learn_service()
+
+    async def _close_unwanted(self, session_id: str) -> None:
+        if session_id not in self._sessions.unwanted():
+            # While others were closed it has become wanted again.
+            return
+        log.warning("session.unwanted", extra={"session_id": session_id})
+        closing = asyncio.ensure_future(self._server.close(session_id))
+        self._closing[session_id] = closing
+        try:
+            await closing
+        except Unavailable as error:
+            log.warning("dcv-server.close-failed", extra={"reason": error.message})
+        finally:
+            del self._closing[session_id]
+
+    async def _learn_service(self) -> None:
+        """Ask what is asked seldom: what can't be learned keeps nothing else from being told."""
+        wait = SERVICE_SECONDS
+        try:
             self._version = await self._server.version()
+        except Unavailable as error:
+            wait = SERVICE_AGAIN_SECONDS
+            log.warning("dcv-server.version-unknown", extra={"reason": error.message})
+        try:
             self._doors = await self._server.doors()
-            self._service_due = self._clock.monotonic() + SERVICE_SECONDS
+        except Unavailable as error:
+            wait = SERVICE_AGAIN_SECONDS
+            log.warning("dcv-server.doors-unknown", extra={"reason": error.message})
+        self._service_due = self._clock.monotonic() + wait
 
     async def _start(self, spec: SessionSpec) -> None:
         session_id = spec.session_id

@@ -3,8 +3,10 @@
     <runtime>/dcv/        0711  nobody can list it
 
 The DCV server and session owners are other users than the agent, and which of them opens a file
-isn't documented. So a file can be read by whoever knows its name, which is 128 bits of chance, is
-told to the DCV server alone, and is gone as soon as the file is of no more use.
+isn't documented. So a file that the server reads can be read by whoever knows its name, which is
+128 bits of chance, and is gone as soon as it is of no more use. The name is no secret for as long
+as a call lasts: it is among the arguments of the program, which any user of the machine can list.
+Pictures are another matter: they are the agent's own before anything is drawn.
 """
 
 from __future__ import annotations
@@ -73,8 +75,15 @@ class DcvFiles:
 
     @contextmanager
     def picture(self) -> Iterator[Path]:
-        """Give the path for a picture, which is removed afterwards."""
+        """Make an empty file for a picture that nobody else can read; it is removed afterwards.
+
+        Raises `Unavailable` where it can't be made.
+        """
         path = self._fresh(".picture")
+        try:
+            _write(path, b"", 0o600)
+        except OSError as error:
+            raise Unavailable(f"there is no place for a picture: {error.strerror}") from error
         try:
             yield path
         finally:
@@ -118,7 +127,8 @@ def _make_passable(folder: Path) -> None:
 
 
 def _write(path: Path, content: bytes, mode: int) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0))
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(path, flags, 0o600)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)

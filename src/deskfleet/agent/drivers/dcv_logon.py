@@ -26,7 +26,9 @@ async def run_what_waits(sessions: DcvSessions, platform: DcvPlatform) -> None:
     for session_id, owner, file in waiting:
         if not is_logged_in(owner, users):
             continue
-        sessions.strike_out(session_id)
+        if not sessions.strike_out(session_id):
+            # It ended while it was asked who is logged on.
+            continue
         try:
             await asyncio.to_thread(platform.start_as, owner, [file], {})
         except StartFailed as error:

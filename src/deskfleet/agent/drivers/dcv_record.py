@@ -11,15 +11,19 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
 from deskfleet.agent.drivers.dcv_answers import Listed
 from deskfleet.core.records import Frozen
+from deskfleet.errors import SetupFailed
 from deskfleet.ports import Running, SessionSpec
 
 log = logging.getLogger(__name__)
+
+BROKEN = ".broken"
 
 
 class DcvRecord(Frozen, frozen=True):
@@ -84,6 +88,20 @@ def observed(one: Listed, known: DcvRecord | None) -> DcvRecord:
     )
 
 
+def recorded(record: DcvRecord) -> Listed:
+    """Return a session as its record has it, for a server that lists it and says no more."""
+    running, left = record.running, record.running.last_disconnection_at
+    return Listed(
+        id=running.session_id,
+        owner=running.owner,
+        name=running.name,
+        type=running.type.value,
+        num_of_connections=running.connections,
+        creation_time=record.created,
+        last_disconnection_time="" if left is None else left.isoformat(),
+    )
+
+
 class DcvRecords:
     """The folder of records."""
 
@@ -91,16 +109,16 @@ class DcvRecords:
         self._folder = folder
 
     def read_all(self) -> list[DcvRecord]:
-        """Return all records that can be read; the others are removed."""
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = []
-        for path in sorted(self._folder.glob("*.json")):
-            try:
-                found.append(msgspec.json.decode(path.read_bytes(), type=DcvRecord))
-            except (msgspec.DecodeError, UnicodeDecodeError):
-                log.warning("session.record-broken", extra={"path": str(path)})
-                path.unlink()
-        return found
+        """Return all records that can be read; those that are damaged are laid aside.
+
+        Raises `SetupFailed` where the folder can't be used.
+        """
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            paths = sorted(path for path in self._folder.iterdir() if path.suffix == ".json")
+        except OSError as error:
+            raise SetupFailed(f"{self._folder} can't be used: {error.strerror}") from error
+        return [record for record in map(_read, paths) if record is not None]
 
     def write(self, record: DcvRecord) -> None:
         """Replace a record at once. Not flushed: after a power cut no session runs anyway."""
@@ -116,8 +134,22 @@ class DcvRecords:
     def remove(self, record: DcvRecord) -> None:
         if record.script is not None:
             Path(record.script).unlink(missing_ok=True)
-        self._path(record.session_id).unlink(missing_ok=True)
+        path = self._path(record.session_id)
+        path.unlink(missing_ok=True)
+        path.with_suffix(BROKEN).unlink(missing_ok=True)
 
     def _path(self, session_id: str) -> Path:
         name = hashlib.blake2b(session_id.encode(errors="replace"), digest_size=16).hexdigest()
         return self._folder / f"{name}.json"
+
+
+def _read(path: Path) -> DcvRecord | None:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=DcvRecord)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        log.warning("session.record-broken", extra={"path": str(path)})
+        with suppress(OSError):
+            os.replace(path, path.with_suffix(BROKEN))  # noqa: PTH105 - as above
+    except OSError as error:
+        log.warning("session.record-unreadable", extra={"path": str(path), "reason": str(error)})
+    return None

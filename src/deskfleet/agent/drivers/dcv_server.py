@@ -3,7 +3,8 @@
 One method for each thing that it can do. Law: what can't be known raises `Unavailable` with a
 sentence (it did not answer in time, printed nonsense or too much, can't be run); an answer that is
 a plain no is a value. Each call has a time limit and ends with nothing of it running. Changes wait
-for each other so that a few run at once; questions do not wait for changes.
+for each other so that a few run at once; other changes do not wait for creations, which may hang
+for long, and questions for nothing.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class DcvServer:
     ) -> None:
         self._program = program
         self._create_seconds, self._answer_seconds = create_seconds, answer_seconds
+        self._creations = asyncio.Semaphore(CHANGES_AT_ONCE)
         self._changes = asyncio.Semaphore(CHANGES_AT_ONCE)
         self._pictures = asyncio.Semaphore(PICTURES_AT_ONCE)
 
@@ -56,7 +58,7 @@ class DcvServer:
 
     async def create(self, arguments: Sequence[str]) -> str | None:
         """Create a session by `dcv_plan.creation`; return why the server refuses, if it does."""
-        async with self._changes:
+        async with self._creations:
             return _refusal(await self._ask(arguments, self._create_seconds))
 
     async def close(self, session_id: str) -> str | None:

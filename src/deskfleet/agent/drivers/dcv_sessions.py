@@ -1,7 +1,8 @@
 """Which sessions a DCV server runs, as far as is known: a picture that is looked at for nothing.
 
 Owns that picture and the records on the disk. Laws: silence ends nothing (a session is over when
-the server, answering well, has twice not named it); what the driver is at work on is left alone
+the server, answering well, has twice not named it, with a while between); only a list says which
+sessions there are, and nothing that is said or refused of one of them; what the driver is at work on is left alone
 by looks; a session that should not be, because its creation was given up, is never adopted but
 named in `unwanted` until the server has not shown it for long.
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -20,7 +22,7 @@ from functools import partial
 import msgspec
 
 from deskfleet.agent.drivers.dcv_answers import Listed
-from deskfleet.agent.drivers.dcv_record import DcvRecord, DcvRecords, observed
+from deskfleet.agent.drivers.dcv_record import DcvRecord, DcvRecords, observed, recorded
 from deskfleet.agent.drivers.dcv_server import DcvServer
 from deskfleet.errors import Unavailable
 from deskfleet.ports import Clock, Running
@@ -31,6 +33,10 @@ Look = Mapping[str, Listed]
 
 UNWANTED_SECONDS = 600.0
 """How long a server may take to come out with a session whose creation was given up."""
+SURE_SECONDS = 1.0
+"""How long a session has been named by no list before it is over."""
+LOOKS_PER_DESCRIPTION = 20
+"""After how many looks it is asked again what a session is that lists say little of."""
 
 
 class DcvSessions:
@@ -38,11 +44,15 @@ class DcvSessions:
         self._server, self._records, self._clock = server, records, clock
         self._known: dict[str, DcvRecord] = {}
         self._unwanted: dict[str, float] = {}
-        """Until when sessions are closed that should not be."""
+        """Until when sessions are closed that should not be; for ever until a look misses them."""
         self._busy: set[str] = set()
         self._touched: dict[str, int] = {}
         self._moment = 0
-        self._absent: set[str] = set()
+        self._absent: dict[str, float] = {}
+        """Since when ready sessions are named by no list."""
+        self._looks = 0
+        self._unsaid: set[str] = set()
+        """Listed sessions of which the server did not say more when it was asked last."""
         self._seen: dict[str, Listed] = {}
         self._current: asyncio.Task[Look] | None = None
         self._next: asyncio.Task[Look] | None = None
@@ -72,7 +82,7 @@ class DcvSessions:
         return [id for id in self._seen if id in self._unwanted and id not in self._busy]
 
     def has_missing(self) -> bool:
-        """Tell whether a second look would make a difference now."""
+        """Tell whether another look, `SURE_SECONDS` later, would make a difference."""
         return bool(self._absent)
 
     def begin(self, record: DcvRecord) -> None:
@@ -89,7 +99,7 @@ class DcvSessions:
 
     def give_up(self, session_id: str) -> None:
         """From now on a session of this id should not be."""
-        self._unwanted[session_id] = self._clock.monotonic() + UNWANTED_SECONDS
+        self._unwanted[session_id] = math.inf
 
     def forget(self, session_id: str) -> None:
         """Drop all that is known of a session that certainly is not there."""
@@ -105,9 +115,13 @@ class DcvSessions:
             if record.ready and record.at_log_on is not None
         ]
 
-    def strike_out(self, session_id: str) -> None:
-        """Put on record that an autorun file doesn't wait any more."""
-        self._keep(msgspec.structs.replace(self._known[session_id], at_log_on=None))
+    def strike_out(self, session_id: str) -> bool:
+        """Put on record that an autorun file doesn't wait any more; False where it is gone."""
+        record = self._known.get(session_id)
+        if record is None:
+            return False
+        self._keep(msgspec.structs.replace(record, at_log_on=None))
+        return True
 
     @contextmanager
     def working_on(self, session_id: str) -> Iterator[None]:
@@ -156,26 +170,61 @@ class DcvSessions:
         return found
 
     async def _list(self) -> dict[str, Listed]:
-        found = {}
+        self._looks += 1
+        found, unclear = {}, set()
         for one in await self._server.sessions():
             whole = await self._whole(one)
-            if whole is not None:
+            if whole is None:
+                unclear.add(one.id)
+            else:
                 found[one.id] = whole
+        if unclear:
+            # They may have ended since. If not, nothing is known that could be shown.
+            still = unclear & {one.id for one in await self._server.sessions()}
+            if still:
+                raise Unavailable(f"the DCV server does not say what session {min(still)} is")
         return found
 
     async def _whole(self, one: Listed) -> Listed | None:
-        """Fill up what a list leaves out, asking again only where something has moved."""
+        """Fill up what a list leaves out, asking again only where something has moved.
+
+        Where the server says no more, what was known stands; None where that is nothing.
+        """
         if one.type and one.num_of_connections is not None:
             return one
         seen = self._seen.get(one.id)
-        if seen is None or one.num_of_connections != seen.num_of_connections:
-            seen = await self._server.session(one.id)
+        if seen is None or self._is_due(one, seen):
+            said = await self._server.session(one.id)
+            (self._unsaid.add if said is None else self._unsaid.discard)(one.id)
+            seen = said or self._as_known(one, seen)
         if seen is None:
             return None
         if one.num_of_connections is None and seen.num_of_connections is None:
             count = await self._server.connections(one.id)
             return msgspec.structs.replace(seen, num_of_connections=count or 0)
         return seen
+
+    def _is_due(self, one: Listed, seen: Listed) -> bool:
+        return (
+            one.num_of_connections != seen.num_of_connections
+            or one.id in self._unsaid
+            or one.owner not in {"", seen.owner}
+            or one.name not in {"", seen.name}
+            or one.creation_time not in {"", seen.creation_time}
+            or self._looks % LOOKS_PER_DESCRIPTION == 0
+        )
+
+    def _as_known(self, one: Listed, seen: Listed | None) -> Listed | None:
+        """Fill up what a list leaves out with what was seen before, or is on record."""
+        record = self._known.get(one.id)
+        if seen is None and record is not None:
+            seen = recorded(record)
+        if seen is None:
+            return None
+        told = {name: value for name, value in msgspec.structs.asdict(one).items() if value != ""}
+        if one.num_of_connections is None:
+            del told["num_of_connections"]
+        return msgspec.structs.replace(seen, **told)
 
     def _take(self, found: Look, moment: int) -> None:
         self._seen = dict(found)
@@ -188,9 +237,16 @@ class DcvSessions:
             else:
                 self._miss(id)
         self._touched = {id: at for id, at in self._touched.items() if at > moment}
-        self._absent &= self._known.keys() - found.keys()
+        missed = self._known.keys() - found.keys()
+        self._absent = {id: since for id, since in self._absent.items() if id in missed}
+        self._unsaid &= found.keys()
         now = self._clock.monotonic()
-        self._unwanted = {id: until for id, until in self._unwanted.items() if until > now}
+        latest = now + UNWANTED_SECONDS
+        ends = {
+            id: math.inf if id in found else min(until, latest)
+            for id, until in self._unwanted.items()
+        }
+        self._unwanted = {id: until for id, until in ends.items() if until > now}
 
     def _take_one(self, one: Listed) -> None:
         if one.id in self._unwanted:
@@ -204,13 +260,11 @@ class DcvSessions:
         self._keep(observed(one, record))
 
     def _miss(self, id: str) -> None:
-        record = self._known[id]
+        record, now = self._known[id], self._clock.monotonic()
         if not record.ready:
             self.forget(id)
-        elif id in self._absent:
+        elif now - self._absent.setdefault(id, now) >= SURE_SECONDS:
             self._end(record)
-        else:
-            self._absent.add(id)
 
     def _end(self, record: DcvRecord) -> None:
         id = record.session_id
