@@ -28,13 +28,17 @@ _MAX_BYTES = 1024 * 1024
 def listener_context(certificate: Path, key: Path | None, password: str) -> ssl.SSLContext:
     """Return TLS for a listener with the certificate, the ones above it, and the key.
 
-    `key` None: the certificate's file holds it too. Raises `SetupFailed`.
+    `key` None: the certificate's file holds it too; PKCS#12 always does. Raises `SetupFailed`.
     """
     content = _content(certificate)
     if _is_pem(content):
         if key is not None:
             _content(key)
         return server_context(certificate, key or certificate, password)
+    if key is not None:
+        raise SetupFailed(
+            f"{certificate} is PKCS#12, which holds its key: leave out the key file {key}"
+        )
     bundle = _bundle(certificate, content, password)
     if bundle.key is None or bundle.cert is None:
         raise SetupFailed(f"{certificate} holds no certificate with its key")

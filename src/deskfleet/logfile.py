@@ -10,6 +10,7 @@ the records are.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -57,6 +58,7 @@ class LogFile:
         self._mode = mode
         self._now = now
         self._not_before = 0.0
+        self._file: int | None = None
         try:
             self._file = self._opened()
         except OSError as error:
@@ -69,9 +71,11 @@ class LogFile:
         self._follow()
         if self._is_due(len(data)):
             self._put_by()
+        if self._file is None:
+            self._turn()
         written = 0
         while written < len(data):
-            written += os.write(self._file, data[written:])
+            written += os.write(self._fd, data[written:])
         return len(text)
 
     def flush(self) -> None:
@@ -81,7 +85,15 @@ class LogFile:
         return False
 
     def close(self) -> None:
-        os.close(self._file)
+        file, self._file = self._file, None
+        if file is not None:
+            os.close(file)
+
+    @property
+    def _fd(self) -> int:
+        if self._file is None:
+            raise OSError(errno.EBADF, "the log is not open")
+        return self._file
 
     def _opened(self) -> int:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | here.BINARY
@@ -92,7 +104,7 @@ class LogFile:
         return int(instant // _PERIODS[self._rotation.every])
 
     def _period_of_file(self) -> int:
-        status = os.fstat(self._file)
+        status = os.fstat(self._fd)
         return self._period_at(status.st_mtime if status.st_size else self._now())
 
     def _follow(self) -> None:
@@ -100,31 +112,37 @@ class LogFile:
         if not self._has_moved():
             return
         with suppress(OSError):
-            fresh = self._opened()
-            os.close(self._file)
-            self._file = fresh
-            self._period = self._period_of_file()
+            self._turn()
+
+    def _turn(self) -> None:
+        fresh = self._opened()
+        self.close()
+        self._file, self._not_before = fresh, 0.0
+        self._period = self._period_of_file()
 
     def _has_moved(self) -> bool:
         try:
-            return not os.path.samestat(self._path.stat(), os.fstat(self._file))
+            return not os.path.samestat(self._path.stat(), os.fstat(self._fd))
         except OSError:
             return True
 
     def _is_due(self, more: int) -> bool:
-        size, now = os.fstat(self._file).st_size, self._now()
-        if not size or now < self._not_before:
+        now = self._now()
+        if self._file is None or now < self._not_before:
+            return False
+        size = os.fstat(self._file).st_size
+        if not size:
             return False
         return size + more > self._rotation.max_bytes or self._period_at(now) > self._period
 
     def _put_by(self) -> None:
-        with self._alone() as is_ours:
-            if is_ours:
-                try:
+        try:
+            with self._alone() as is_ours:
+                if is_ours:
                     self._shift()
-                except OSError:
-                    # No room, no right: what has no other place goes on into this file.
-                    self._not_before = self._now() + _AGAIN_SECONDS
+        except OSError:
+            # No room, no right, no lock: what has no other place goes on into this file.
+            self._not_before = self._now() + _AGAIN_SECONDS
         self._follow()
 
     def _shift(self) -> None:
@@ -153,20 +171,23 @@ class LogFile:
         @contextmanager
         def _alone(self) -> Iterator[bool]:
             """Let go of the file: one that is open, by whomever, can't be renamed there."""
-            os.close(self._file)
+            self.close()
             try:
                 yield True
             finally:
-                self._file = self._opened()
-                self._period = self._period_of_file()
+                # Where that fails, the next record tries again.
+                self._turn()
 
     else:
 
         @contextmanager
         def _alone(self) -> Iterator[bool]:
-            """Hold the file alone; false where another program has put it by meanwhile."""
-            locked = self._file
-            fcntl.flock(locked, fcntl.LOCK_EX)
+            """Hold the file alone; false where another program has put it by meanwhile.
+
+            Never waits: readers hold locks too, and the program stands still meanwhile.
+            """
+            locked = self._fd
+            fcntl.flock(locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
             try:
                 yield not self._has_moved()
             finally:

@@ -12,6 +12,7 @@ import pytest
 from deskfleet.broker.service.clients import Clients
 from deskfleet.broker.service.statements import Statements
 from deskfleet.broker.service.watch import Watch
+from deskfleet.broker.stores.memory import MemoryStore
 from deskfleet.core.access import EVERYTHING, Rights, rights_of
 from deskfleet.core.records import AgentClient, ApiClient, SoftwareStatement
 from deskfleet.core.session import replace
@@ -214,6 +215,34 @@ class TestRevokedAgents:
             await played.part()
             await until(lambda: not house.liveness.is_reachable(agent.client_id))
             assert house.links.of(agent.client_id) is None
+
+        run(scenario)
+
+    def test_the_link_ends_also_where_it_is_activated_before_anybody_looked(self) -> None:
+        store = MemoryStore()
+
+        async def scenario(house: TestHouse) -> None:
+            agent = await house.access.register_any_agent("n1")
+            played = await PlayedAgent(house, agent.client_id).connect()
+            async with a_house(store, broker_id="b2") as other:
+                await clients_of(other).deactivate(AgentClient, agent.client_id)
+                await clients_of(other).activate(AgentClient, agent.client_id)
+            await house.replica.catch_up()
+            assert played.session.ended.is_set()
+            await played.part()
+            again = await PlayedAgent(house, agent.client_id).connect()
+            assert not again.session.ended.is_set()
+
+        run(scenario, store=store)
+
+    def test_one_that_was_let_in_before_that_is_not_held(self) -> None:
+        async def scenario(house: TestHouse) -> None:
+            agent = await house.access.register_any_agent("n1")
+            played = PlayedAgent(house, agent.client_id)
+            await clients_of(house).deactivate(AgentClient, agent.client_id)
+            await clients_of(house).activate(AgentClient, agent.client_id)
+            with pytest.raises(Forbidden, match="revoked"):
+                await played.connect()
 
         run(scenario)
 

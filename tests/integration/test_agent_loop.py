@@ -591,6 +591,22 @@ class TestRestarting:
 
         run(tmp_path, scenario)
 
+    def test_a_driver_that_forgot_the_generation_has_not_ended_the_session(
+        self, tmp_path: Path
+    ) -> None:
+        async def scenario(stage: Stage) -> None:
+            stage.want(wish(generation=3))
+            await stage.until(lambda: stage.phase() is Phase.RUNNING)
+            stage.driver.put("s1", 0)
+            await stage.restart()
+            report = stage.report()
+            assert report is not None
+            assert (report.phase, report.generation) == (Phase.RUNNING, 3)
+            stage.want(wish(generation=3, started=True))
+            assert (stage.phase(), stage.driver.calls) == (Phase.RUNNING, ["start s1 3"])
+
+        run(tmp_path, scenario)
+
     def test_what_ended_meanwhile_has_ended(self, tmp_path: Path) -> None:
         async def scenario(stage: Stage) -> None:
             stage.want(wish())

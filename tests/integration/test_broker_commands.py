@@ -476,6 +476,11 @@ class TestBesideARunningBroker:
         told = broker_command(state, "describe-brokers", "--seconds", "0", "--output", "json").json
         assert [one["alive"] for one in told] == [None, None]
 
+    @pytest.mark.parametrize("seconds", ["nan", "inf", "-1"])
+    def test_listening_has_to_end(self, seconds: str, tmp_path: Path) -> None:
+        ended = broker_command(tmp_path / "new", "describe-brokers", "--seconds", seconds)
+        assert (ended.code, ended.out) == (2, "")
+
     def test_a_statement_from_before_texts_were_kept_shows_its_id(
         self, broker: RunningBroker
     ) -> None:

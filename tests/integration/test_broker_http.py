@@ -12,6 +12,7 @@ import contextlib
 import gzip
 import hmac
 import json
+import time
 import urllib.parse
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -27,13 +28,15 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from deskfleet import listener
+from deskfleet.agent.broker_door import BrokerDoor
 from deskfleet.broker.service.access import Audience
 from deskfleet.broker.stores.memory import MemoryStore
 from deskfleet.broker.web.limits import MAX_BODY_BYTES
 from deskfleet.core.change import Stored, Tombstone
-from deskfleet.core.records import Endpoint, Revision, SigningKey
-from deskfleet.errors import StoreFailed
+from deskfleet.core.records import AgentClient, Endpoint, Revision, SigningKey
+from deskfleet.errors import StoreFailed, Unavailable
 from deskfleet.ports import Lost
+from deskfleet.system import SystemClock
 from deskfleet.wire.messages import (
     VERSION,
     Desired,
@@ -725,6 +728,29 @@ class TestGrants:
         query = {"grant_type": self.GRANT}
         answer = agent_http.post(self.PATH, params=query, headers=self.good(broker))
         assert reason(answer, 401) == "unauthorized_client"
+
+
+def test_enrolment_has_a_limit_that_an_agent_waits_for(tmp_path: Path) -> None:
+    async def enrolled(broker: RunningBroker) -> str:
+        url = f"https://localhost:{broker.doors.agent_port}"
+        door = BrokerDoor([url], broker.context, SystemClock())
+        try:
+            return (await door.enrol(broker.statement, "n1")).client_id
+        finally:
+            await door.close()
+
+    with running_broker(tmp_path / "state") as broker:
+        with broker.http(broker.doors.agent_port) as http:
+            tries = (http.post("/register", content=b"") for _ in range(5000))
+            refused = next(one for one in tries if one.status_code == 429)
+            assert int(refused.headers["retry-after"]) == 1
+            # What is refused costs nothing: the next ones drain what was added meanwhile.
+            while http.post("/register", content=b"").status_code != 429:
+                pass
+        with pytest.raises(Unavailable, match="429"):
+            asyncio.run(enrolled(broker))
+        time.sleep(1.0)
+        assert broker.house.replica.fleet.get(AgentClient, asyncio.run(enrolled(broker)))
 
 
 class TestEnrolment:

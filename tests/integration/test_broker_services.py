@@ -750,7 +750,7 @@ class TestAccess:
             agent = await access.register_agent(statement, "n1")
             assert [one.id for one in stored(house.store, Server)] == [agent.client_id]
             token = await access.agent_token(agent.client_id, agent.client_password, life=self.LIFE)
-            assert await access.server_id(token) == agent.client_id
+            assert (await access.agent(token)).id == agent.client_id
             with pytest.raises(Unauthenticated):
                 await access.api_token(agent.client_id, agent.client_password, life=self.LIFE)
             [issued] = stored(house.store, SoftwareStatement)
@@ -762,7 +762,7 @@ class TestAccess:
             with pytest.raises(Forbidden, match="no longer active"):
                 await access.register_agent(statement, "n2")
             with pytest.raises(Unauthenticated):
-                await access.server_id(token)
+                await access.agent(token)
 
         run(scenario)
 

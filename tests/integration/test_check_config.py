@@ -125,6 +125,50 @@ class TestBroker:
         assert (notes["client_port"]["line"], notes["client_port"]["verdict"]) == (1, "used")
         assert notes["client_prot"]["text"] == "it is not a setting; did you mean client_port?"
 
+    @pytest.mark.parametrize(
+        ("text", "key", "why"),
+        [
+            (
+                "enable_gateway = true\nenable_tls_client_auth_gateway = true\n",
+                "enable_tls_client_auth_gateway",
+                "needs gateway_trust_file",
+            ),
+            ('store = "postgresql+psycopg://u@db/x"\n', "store", "not supported: postgresql"),
+            ('store = "no url"\n', "store", "can't be read"),
+            ('client_key_file = "/none"\n', "client_key_file", "needs client_certificate_file"),
+            ('agent_key_file = "/none"\n', "agent_key_file", "needs agent_certificate_file"),
+            (
+                'enable_gateway = true\ngateway_key_file = "/none"\n',
+                "gateway_key_file",
+                "needs gateway_certificate_file",
+            ),
+        ],
+    )
+    def test_what_a_start_refuses_is_wrong(
+        self, text: str, key: str, why: str, tmp_path: Path
+    ) -> None:
+        file = write(tmp_path / "broker.toml", text)
+        note = found(broker.app, file)[key]
+        assert (note["verdict"], why in note["text"]) == ("wrong", True)
+        started = CliRunner().invoke(
+            broker.app,
+            ["run", "--config", str(file), "--state", str(tmp_path / "state")],
+            env={
+                f"DESKFLEET_{door}_{what}": value
+                for door in ("CLIENT", "AGENT", "GATEWAY")
+                for what, value in (("PORT", "0"), ("HOST", "127.0.0.1"))
+            },
+        )
+        assert (started.exit_code, why in started.output) == (1, True)
+
+    @pytest.mark.parametrize("scheme", ["sqlite", "postgresql+psycopg"])
+    @pytest.mark.parametrize("more", [(), ("--output", "json")])
+    def test_no_password_of_a_store_is_shown(
+        self, scheme: str, more: tuple[str, ...], tmp_path: Path
+    ) -> None:
+        file = write(tmp_path / "broker.toml", f'store = "{scheme}://u:hunter2secret@db/x"\n')
+        assert "hunter2secret" not in check(broker.app, file, *more)[1]
+
     def test_nothing_in_it_reaches_the_terminal_raw(self, tmp_path: Path) -> None:
         text = "x\\u001b[2J = 1\nenable-gateway = \x1b[31m\\u0007\n"
         file = write(tmp_path / "x.properties", text)
@@ -156,3 +200,23 @@ class TestAgent:
         notes = found(agent.app, file)
         assert notes["version"]["verdict"] == "unknown"
         assert check(agent.app, file)[0] == 0
+
+
+@pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
+@pytest.mark.parametrize(
+    ("app", "name", "text"),
+    [
+        (agent.app, "agent.conf", "version = '0.1'\n[agent]\nbroker_host = 'b'\n"),
+        (agent.app, "agent.toml", "driver = 'simulated'\n"),
+        (broker.app, "broker.toml", "client_port = 1\n"),
+        (broker.app, "x.properties", "enable-gateway = false\n"),
+    ],
+)
+def test_no_file_that_others_can_change_is_taken(
+    app: typer.Typer, name: str, text: str, mode: int, tmp_path: Path
+) -> None:
+    file = write(tmp_path / name, text, 0o644)
+    assert check(app, file)[0] == 0
+    file.chmod(mode)
+    code, out = check(app, file)
+    assert (code, f"run: chmod 640 {file}" in out) == (1, True)

@@ -15,7 +15,8 @@ from deskfleet.agent.drivers.dcv import DcvDriver
 from deskfleet.agent.drivers.dcv_plan import Files
 from deskfleet.agent.drivers.dcv_server import DcvServer
 from deskfleet.core.records import Type
-from deskfleet.errors import StartFailed, Unavailable
+from deskfleet.errors import SetupFailed, StartFailed, Unavailable
+from deskfleet.machine import here
 from deskfleet.ports import Door, Running
 from support.builders import a_request
 from support.dcv import DcvSite, dcv_driver, dcv_folder
@@ -240,14 +241,50 @@ class TestAgentsThatCome:
             play(site, earlier, poll_seconds=60.0)
         play(site, later)
 
-    def test_a_record_that_is_broken_is_dropped(self, site: DcvSite) -> None:
-        (site.folder / "known").mkdir()
-        (site.folder / "known/x.json").write_text("{")
+    def test_a_record_that_is_broken_is_laid_aside_and_its_session_lives(
+        self, site: DcvSite
+    ) -> None:
+        known = site.folder / "known"
+
+        async def earlier(driver: DcvDriver, _ends: Ends) -> None:
+            await driver.start(session_spec(generation=7))
+
+        async def later(driver: DcvDriver, ends: Ends) -> None:
+            assert (only(driver).session_id, only(driver).generation, ends) == ("s-1", 0, [])
+            assert len(list(known.glob("*.broken"))) == 1
+            await driver.stop("s-1")
+            assert list(known.iterdir()) == []
+
+        play(site, earlier)
+        (path,) = known.iterdir()
+        path.write_bytes(b"!" + path.read_bytes()[1:])
+        play(site, later)
+
+    def test_records_that_can_not_be_read_are_no_traceback(self, site: DcvSite) -> None:
+        (site.folder / "known").write_text("")
+        with pytest.raises(SetupFailed, match="known can't be used"):
+            play(site, lambda _driver, _ends: asyncio.sleep(0))
+        (site.folder / "known").unlink()
+        (site.folder / "known/x.json").mkdir(parents=True)
+        play(site, lambda _driver, _ends: asyncio.sleep(0))
+
+    def test_another_session_of_our_id_that_came_meanwhile_is_told_of(self, site: DcvSite) -> None:
+        async def earlier(driver: DcvDriver, _ends: Ends) -> None:
+            await driver.start(session_spec(generation=7))
+
+        async def later(driver: DcvDriver, ends: Ends) -> None:
+            assert only(driver).generation == 0
+            await eventually(lambda: [id for id, _ in ends] == ["s-1"])
+
+        play(site, earlier)
+        site.change("s-1", **{"creation-time": "2031-01-01T00:00:00Z"})
+        play(site, later)
+
+    def test_what_an_earlier_agent_left_is_removed(self, site: DcvSite) -> None:
         (site.folder / "run/dcv").mkdir(parents=True)
         (site.folder / "run/dcv/left").write_text("")
 
         async def story(driver: DcvDriver, _ends: Ends) -> None:
-            assert list((site.folder / "known").iterdir()) == []
             assert list((site.folder / "run/dcv").iterdir()) == []
 
         play(site, story)
@@ -258,6 +295,197 @@ def _close_in_silence(site: DcvSite, id: str) -> None:
     site.fault("hang", "list-sessions")
     site.dcv("close-session", id)
     site.fault("hang")
+
+
+async def _looks(site: DcvSite, count: int = 3) -> None:
+    """Wait until some more looks are over."""
+    before = len(site.calls("list-sessions"))
+    await eventually(lambda: len(site.calls("list-sessions")) > before + count)
+
+
+class TestRefusals:
+    """A server whose lists say little, and that says no when it is asked for more."""
+
+    @pytest.fixture(autouse=True)
+    def short_lists(self, site: DcvSite) -> None:
+        site.configure(whole_list=False)
+
+    def test_a_session_that_is_not_described_has_not_ended(self, site: DcvSite) -> None:
+        async def story(driver: DcvDriver, ends: Ends) -> None:
+            await driver.start(session_spec())
+            created = only(driver).created_at
+            site.fault("fail", "describe-session")
+            site.change("s-1", **{"num-of-connections": 1})
+            await eventually(lambda: only(driver).connections == 1)
+            await _looks(site)
+            assert (ends, only(driver).generation, only(driver).created_at) == ([], 1, created)
+            await driver.stop("s-1")
+            assert (site.sessions(), driver.running()) == ({}, [])
+
+        play(site, story)
+
+    def test_a_creation_is_good_though_it_is_not_described(self, site: DcvSite) -> None:
+        async def story(driver: DcvDriver, ends: Ends) -> None:
+            site.fault("fail", "describe-session")
+            await driver.start(session_spec(generation=3))
+            assert (only(driver).generation, only(driver).type) == (3, Type.VIRTUAL)
+            assert only(driver).owner == session_owner()
+            site.heal()
+            await eventually(lambda: only(driver).created_at)
+            assert ends == []
+
+        play(site, story)
+
+    def test_what_nothing_is_known_of_is_trouble_and_not_absent(self, site: DcvSite) -> None:
+        async def story(driver: DcvDriver, ends: Ends) -> None:
+            await driver.start(session_spec())
+            site.fault("fail", "describe-session")
+            by_hand(site, "hand-made")
+            assert "does not say what session hand-made is" in str(
+                await becomes(driver, well=False)
+            )
+            assert (ids(driver), ends) == (["s-1"], [])
+            site.heal()
+            await eventually(lambda: ids(driver) == ["hand-made", "s-1"])
+
+        play(site, story)
+
+    def test_another_owner_is_seen(self, site: DcvSite) -> None:
+        by_hand(site, "hand-made")
+
+        async def story(driver: DcvDriver, _ends: Ends) -> None:
+            assert only(driver).owner == session_owner()
+            site.change("hand-made", owner="bob")
+            await eventually(lambda: only(driver).owner == "bob")
+
+        play(site, story)
+
+    def test_what_no_list_says_is_asked_for_now_and_then(self, site: DcvSite) -> None:
+        by_hand(site, "hand-made")
+
+        async def story(driver: DcvDriver, _ends: Ends) -> None:
+            site.change("hand-made", name="renamed")
+            await eventually(lambda: only(driver).name == "renamed")
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("deskfleet.agent.drivers.dcv_sessions.LOOKS_PER_DESCRIPTION", 3)
+            play(site, story)
+
+
+class TestPolls:
+    @pytest.mark.parametrize("command", ["version", "get-config"])
+    def test_one_question_that_fails_silences_nothing(self, site: DcvSite, command: str) -> None:
+        site.configure(endpoints=False)
+        site.fault("flood", command)
+
+        async def story(driver: DcvDriver, _ends: Ends) -> None:
+            told: list[list[str]] = []
+            driver.on_change = lambda: told.append(ids(driver))
+            by_hand(site, "hand-made")
+            await eventually(lambda: told)
+            assert told[-1] == ["hand-made"]
+            assert await driver.trouble() is None
+
+        play(site, story)
+
+    def test_what_waits_for_a_log_on_may_be_gone(self, site: DcvSite) -> None:
+        async def story(driver: DcvDriver, _ends: Ends) -> None:
+            assert not driver._sessions.strike_out("gone")
+
+        play(site, story)
+
+    def test_a_close_that_fails_silences_nothing(self, site: DcvSite) -> None:
+        async def story(driver: DcvDriver, _ends: Ends) -> None:
+            told: list[list[str]] = []
+            driver.on_change = lambda: told.append(ids(driver))
+            site.fault("hang", "close-session")
+            driver._sessions.give_up("late")
+            by_hand(site, "late")
+            by_hand(site, "hand-made")
+            await eventually(lambda: told)
+            assert told[-1] == ["hand-made"]
+            site.heal()
+            await eventually(lambda: list(site.sessions()) == ["hand-made"])
+
+        play(site, story)
+
+    def test_a_look_does_not_close_what_was_started_meanwhile(self, site: DcvSite) -> None:
+        asked: list[str] = []
+
+        async def story(driver: DcvDriver, ends: Ends) -> None:
+            gate, close = asyncio.Event(), driver._server.close
+
+            async def slow(id: str) -> str | None:
+                asked.append(id)
+                await gate.wait()
+                return await close(id)
+
+            patch.setattr(driver._server, "close", slow)
+            site.fault("fail", "list-sessions")
+            await becomes(driver, well=False)
+            for id in ("a", "b"):
+                driver._sessions.give_up(id)
+                by_hand(site, id)
+            site.heal()
+            await eventually(lambda: asked)
+            site.dcv("close-session", "b")
+            await driver.start(session_spec("b"))
+            # This one waits for the close that is under way.
+            again = asyncio.create_task(driver.start(session_spec("a", 2)))
+            await asyncio.wait({again}, timeout=0.5)
+            gate.set()
+            await again
+            await _looks(site)
+            assert (ids(driver), asked, ends) == (["a", "b"], ["a"], [])
+
+        with pytest.MonkeyPatch.context() as patch:
+            play(site, story)
+
+    def test_what_was_given_up_is_closed_even_after_a_long_silence(self, site: DcvSite) -> None:
+        async def story(driver: DcvDriver, _ends: Ends) -> None:
+            site.fault("fail", "list-sessions")
+            await becomes(driver, well=False)
+            driver._sessions.give_up("late")
+            by_hand(site, "late")
+            looks = len(site.calls("list-sessions"))
+            await eventually(lambda: len(site.calls("list-sessions")) > looks + 1)
+            site.heal()
+            await eventually(lambda: not site.sessions())
+            assert ids(driver) == []
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("deskfleet.agent.drivers.dcv_sessions.UNWANTED_SECONDS", 0.1)
+            play(site, story)
+
+    def test_a_close_does_not_wait_for_creations_that_hang(self, site: DcvSite) -> None:
+        server = DcvServer(site.program, create_seconds=3.0)
+
+        async def story() -> None:
+            site.fault("hang", "create-session")
+            creations = [
+                asyncio.create_task(server.create(["create-session", "x"])) for _ in range(5)
+            ]
+            await eventually(lambda: len(site.calls("create-session")) == 4)
+            assert "Could not find" in str(await server.close("x"))
+            assert not any(one.done() for one in creations)
+            for one in creations:
+                one.cancel()
+            await asyncio.gather(*creations, return_exceptions=True)
+
+        asyncio.run(story())
+        until(lambda: not site.calls_left(), 5)
+
+    def test_a_session_is_over_only_after_a_while(self, site: DcvSite) -> None:
+        async def story(driver: DcvDriver, ends: Ends) -> None:
+            await driver.start(session_spec())
+            site.dcv("close-session", "s-1")
+            await driver._sessions.look()
+            await driver._sessions.look()
+            assert (ids(driver), ends) == (["s-1"], [])
+            await eventually(lambda: ends)
+            assert ids(driver) == []
+
+        play(site, story, poll_seconds=0.5)
 
 
 class TestWhatOthersCreated:
@@ -483,6 +711,22 @@ class TestRunningSessions:
 
         play(site, story)
 
+    def test_nobody_else_can_reach_a_picture(self, site: DcvSite) -> None:
+        async def story(driver: DcvDriver, _ends: Ends) -> None:
+            await driver.start(session_spec())
+            site.fault("hang", "get-screenshot", "after")
+            shot = asyncio.create_task(
+                driver.screenshot("s-1", max_width=9, max_height=9, format="png")
+            )
+            await eventually(lambda: list((site.folder / "run").rglob("pictures/*")))
+            (picture,) = (site.folder / "run").rglob("pictures/*")
+            assert picture.parent.stat().st_mode & 0o777 == 0o700
+            with pytest.raises(Unavailable):
+                await shot
+            assert not picture.exists()
+
+        play(site, story)
+
     def test_no_picture_is_a_reason(self, site: DcvSite) -> None:
         async def shot(driver: DcvDriver) -> Any:
             return await driver.screenshot("s-1", max_width=9, max_height=9, format="png")
@@ -523,6 +767,11 @@ class TestService:
             await eventually(lambda: driver.service().version == "2024.0.19030")
 
         play(site, story)
+
+
+def test_the_program_runs_on_the_loop_that_agents_use(site: DcvSite) -> None:
+    with asyncio.Runner(loop_factory=here.new_event_loop) as runner:
+        assert runner.run(DcvServer(site.program).sessions()) == []
 
 
 def test_the_stand_in_takes_no_option_that_is_not_documented(site: DcvSite) -> None:

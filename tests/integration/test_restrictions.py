@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import httpx
 import pytest
 
 from deskfleet.broker.service.access import Audience
 from deskfleet.broker.service.clients import Clients
+from deskfleet.broker.stores.memory import MemoryStore
 from deskfleet.core.access import EVERYTHING, Rights, Scope
-from deskfleet.core.records import Link
+from deskfleet.core.records import ApiClient, Link, Session
+from deskfleet.errors import Missing
 from deskfleet.system import SystemIds
-from support.builders import FastSigner
+from support.builders import FastSigner, a_session
+from support.house import a_house
 from support.played_server import PlayedServer, some_facts
-from support.running_broker import RunningBroker, running_broker
+from support.running_broker import RunningBroker, read_all, running_broker
 from support.waiting import until
 
 OPERATIONS: list[tuple[str, str, Any, Scope]] = [
@@ -147,6 +153,98 @@ class TestScopes:
         assert status() == 403
         world.restrict(client, Rights(("create", "delete")))
         assert status() == 200
+
+
+@pytest.fixture
+def unseen(tmp_path: Path) -> Iterator[tuple[RunningBroker, MemoryStore]]:
+    """Run a broker that looks for what others have changed with a request only."""
+    store = MemoryStore()
+    with running_broker(
+        tmp_path / "state", store, poll_seconds=3600.0, broker_beat_seconds=3600.0
+    ) as broker:
+        yield broker, store
+
+
+def deactivate_elsewhere(store: MemoryStore, client_id: str) -> None:
+    async def deactivated() -> None:
+        async with a_house(store, broker_id="elsewhere") as other:
+            clients = Clients(other.replica, SystemIds(), FastSigner())
+            await clients.deactivate(ApiClient, client_id)
+
+    asyncio.run(deactivated())
+
+
+class TestChangesElsewhere:
+    CREATE: ClassVar[Any] = [
+        {"Name": "n", "Owner": "bob", "Type": "VIRTUAL", "EnqueueRequest": True}
+    ]
+
+    def test_the_next_request_is_refused_already(
+        self, unseen: tuple[RunningBroker, MemoryStore]
+    ) -> None:
+        broker, store = unseen
+        deactivate_elsewhere(store, broker.client.client_id)
+        with broker.http(broker.doors.client_port) as http:
+            headers = {"Authorization": f"Bearer {broker.token}"}
+            answer = http.post("/createSessions", headers=headers, json=self.CREATE)
+        assert answer.status_code == 401, answer.text
+        assert broker.house.replica.fleet.count(Session) == 0
+
+    def test_a_request_whose_body_was_held_back_is_refused(
+        self, unseen: tuple[RunningBroker, MemoryStore]
+    ) -> None:
+        broker, store = unseen
+        body = json.dumps(self.CREATE).encode()
+        head = (
+            "POST /createSessions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+            f"Authorization: Bearer {broker.token}\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        with broker.raw(broker.doors.client_port) as wire:
+            wire.sendall(head.encode() + body[:1])
+            # Nothing tells that the guard has let it in; it certainly has before this is over.
+            time.sleep(1.0)
+            deactivate_elsewhere(store, broker.client.client_id)
+            wire.sendall(body[1:])
+            answer = read_all(wire)
+        assert answer.startswith(b"HTTP/1.1 401"), answer
+        assert broker.house.replica.fleet.count(Session) == 0
+
+
+@pytest.mark.parametrize("authorization", [True, False])
+def test_a_read_has_what_was_committed_elsewhere(tmp_path: Path, authorization: bool) -> None:
+    store = MemoryStore()
+    with running_broker(
+        tmp_path / "state",
+        store,
+        poll_seconds=3600.0,
+        broker_beat_seconds=3600.0,
+        enable_authorization=authorization,
+    ) as broker:
+
+        async def written() -> None:
+            async with a_house(store, broker_id="elsewhere") as other:
+                await other.write(a_session("s1"))
+
+        asyncio.run(written())
+        headers = {"Authorization": f"Bearer {broker.token}"} if authorization else {}
+        with broker.http(broker.doors.client_port) as http:
+            answer = http.post("/describeSessions", headers=headers, json={})
+        assert [one["Id"] for one in answer.json()["Sessions"]] == ["s1"]
+
+
+def test_connection_tokens_end_with_the_client_that_asked_for_them(world: World) -> None:
+    session = world.ready("ada")
+    leaves, stays = world.client(), world.client()
+    admit = world.broker.house.verifier.admit
+    tokens = [
+        world.connect(one, session, "ada").json()["ConnectionToken"] for one in (leaves, stays)
+    ]
+    assert [world.broker.call(admit(session, token)) for token in tokens] == ["ada", "ada"]
+    clients = Clients(world.broker.house.replica, SystemIds(), FastSigner())
+    world.broker.call(clients.deactivate(ApiClient, leaves))
+    with pytest.raises(Missing, match="does not open this session"):
+        world.broker.call(admit(session, tokens[0]))
+    assert world.broker.call(admit(session, tokens[1])) == "ada"
 
 
 class TestOwners:

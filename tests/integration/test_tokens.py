@@ -19,14 +19,24 @@ import pytest
 
 from deskfleet.broker import main as broker_main
 from deskfleet.broker.service.access import Audience
+from deskfleet.broker.service.clients import Clients
 from deskfleet.broker.service.signing_keys import MARGIN
 from deskfleet.broker.stores.memory import MemoryStore
 from deskfleet.broker.stores.sql import SqlStore
 from deskfleet.core.change import ABSENT, Put
-from deskfleet.core.records import Record, TokenUse
+from deskfleet.core.records import ApiClient, Record, TokenUse
 from deskfleet.errors import Missing, Unauthenticated
 from deskfleet.settings import BrokerSettings
-from support.builders import FakeClock, a_link, a_report, a_server, a_session, some_facts
+from deskfleet.system import SystemIds
+from support.builders import (
+    FakeClock,
+    FastSigner,
+    a_link,
+    a_report,
+    a_server,
+    a_session,
+    some_facts,
+)
 from support.house import TestHouse, a_house, signing_key, stored
 from support.programs import Site, trust
 from support.running_broker import RunningBroker, running_broker
@@ -76,6 +86,7 @@ async def verdict(house: TestHouse, token: str, address: str = HERE) -> str:
         return error.message
 
 
+GONE = "the token does not open this session"
 BOUND = "the token is bound to another address"
 USED = "the token was used before"
 
@@ -130,6 +141,35 @@ class TestAddresses:
                     assert await verdict(house, token, address) == "bob"
                     for again in (address, HERE, THERE, ""):
                         assert await verdict(house, token, again) == USED
+
+        run(scenario())
+
+
+class TestClients:
+    def test_a_token_ends_with_those_of_the_client_that_asked_for_it(self) -> None:
+        async def scenario() -> None:
+            store = MemoryStore()
+            async with houses(lambda: store, lambda: store) as [one, two]:
+                clients = Clients(one.replica, SystemIds(), FastSigner())
+
+                async def token() -> str:
+                    client = one.replica.fleet.get(ApiClient, client_id)
+                    return (await one.sessions.connect("s1", "bob", client=client))[1]
+
+                client_id = (await one.access.register_api_client("portal")).client_id
+                first, nobodys = await token(), await token_of(one)
+                await clients.renew_password(client_id, keep_tokens=True)
+                assert await verdict(two, first) == "bob"
+                await clients.renew_password(client_id, keep_tokens=False)
+                assert await verdict(two, first) == GONE
+                second = await token()
+                assert await verdict(two, second) == "bob"
+                await clients.deactivate(ApiClient, client_id)
+                assert await verdict(two, second) == GONE
+                await clients.activate(ApiClient, client_id)
+                assert await verdict(two, second) == GONE
+                assert await verdict(two, await token()) == "bob"
+                assert await verdict(two, nobodys) == "bob"
 
         run(scenario())
 

@@ -30,6 +30,7 @@ from deskfleet.core.change import Put
 from deskfleet.core.placement import Refusal
 from deskfleet.core.queue import QueueLimits
 from deskfleet.core.records import (
+    AgentClient,
     Broker,
     Facts,
     Intent,
@@ -191,7 +192,9 @@ class PlayedAgent:
         self.said: list[FromBroker] = []
         self.observed: dict[str, Observed] = {}
         self.news = asyncio.Event()
-        self.session: AgentSession = house.links.new(server_id, self._take)
+        client = house.replica.fleet.get(AgentClient, server_id)
+        era = 0 if client is None else client.token_era
+        self.session: AgentSession = house.links.new(server_id, self._take, era=era)
         self.converging: asyncio.Task[None] | None = None
         self.deaf: Exception | None = None
         """What sending to this agent raises."""

@@ -151,6 +151,7 @@ def running_broker(
             "agent_port": 0,
             "client_host": "127.0.0.1",
             "agent_host": "127.0.0.1",
+            "advertise": "127.0.0.1",
         }
         async with broker_main.running(BrokerSettings(**{**base, **settings}), store) as doors:
             ready.append(doors)

@@ -155,3 +155,9 @@ class TestTrust:
         demand_certificate(context, store, PASSWORD)
         assert context.verify_mode is ssl.CERT_REQUIRED
         assert context.cert_store_stats()["x509"] == 1
+
+
+def test_a_key_beside_pkcs12_is_not_left_out_in_silence(brought: Brought, tmp_path: Path) -> None:
+    file = write(tmp_path / "x.p12", brought.pkcs12("hunter2"))
+    with pytest.raises(SetupFailed, match="leave out the key file"):
+        listener_context(file, tmp_path / "none", "hunter2")

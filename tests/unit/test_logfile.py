@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import logging
@@ -17,6 +18,9 @@ import pytest
 from deskfleet.errors import SetupFailed
 from deskfleet.logfile import LogFile, Rotation
 from deskfleet.observe import configure_logging
+
+if sys.platform != "win32":
+    import fcntl
 
 HOUR = 3600.0
 NOON = 1_800_014_400.0 - 1_800_014_400.0 % 86_400 + 12 * HOUR
@@ -302,3 +306,48 @@ def test_a_plain_stream_still_does() -> None:
         root.setLevel(level)
         root.handlers[:] = handlers
     assert json.loads(stream.getvalue())["event"] == "x.y"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks are held there")
+class TestLocks:
+    def test_without_locks_every_record_is_written(
+        self, log_file: Opened, path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        log = log_file(max_bytes=10)
+
+        def none_left(*_: int) -> None:
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(fcntl, "flock", none_left)
+            for number in range(3):
+                log.write(f"{number}" * 8 + "\n")
+        assert contents(path.parent) == {"broker.log": "00000000\n11111111\n22222222\n"}
+        clock.now += 61
+        log.write("later\n")
+        assert contents(path.parent)["broker.log"] == "later\n"
+
+    def test_a_reader_that_holds_a_lock_does_not_stop_the_writer(
+        self, log_file: Opened, path: Path, clock: Clock
+    ) -> None:
+        log = log_file(max_bytes=10)
+        log.write("12345678\n")
+        with path.open() as reader:
+            fcntl.flock(reader, fcntl.LOCK_SH)
+            writer = threading.Thread(target=log.write, args=("more\n",), daemon=True)
+            writer.start()
+            writer.join(5)
+            assert not writer.is_alive()
+        assert contents(path.parent) == {"broker.log": "12345678\nmore\n"}
+        clock.now += 61
+        log.write("later\n")
+        assert sorted(contents(path.parent)) == ["broker.log", "broker.log.1"]
+
+
+def test_a_file_that_could_not_be_opened_again_is_at_the_next_record(
+    log_file: Opened, path: Path
+) -> None:
+    log = log_file()
+    log.close()
+    log.write("a\n")
+    assert contents(path.parent) == {"broker.log": "a\n"}

@@ -49,10 +49,13 @@ class BrokerDoor:
     async def enrol(self, statement: str | None, name: str) -> Identity:
         """Register this agent by a software statement (RFC 7591). Raises `Forbidden`.
 
-        Without a statement only a broker that asks for none takes it.
+        A broker that has no time for it now is `Unavailable`: that is no refusal. Without a
+        statement only a broker that asks for none takes it.
         """
         shown = {} if statement is None else {"software_statement": statement}
         answer = await self._post("/register", json={**shown, "client_name": name})
+        if answer.status_code == httpx.codes.TOO_MANY_REQUESTS or answer.is_server_error:
+            raise Unavailable(f"the broker answered {answer.status_code}")
         if answer.status_code != httpx.codes.CREATED:
             raise Forbidden(f"the broker does not enrol this server: {_reason(answer)}")
         body = answer.json()

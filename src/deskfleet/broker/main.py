@@ -17,6 +17,7 @@ from typing import Any
 
 import httpx
 
+from deskfleet.broker import brought
 from deskfleet.broker.service.access import Access
 from deskfleet.broker.service.auth_servers import AuthServers
 from deskfleet.broker.service.convergence import Convergence, Links
@@ -54,7 +55,7 @@ from deskfleet.core.queue import QueueLimits
 from deskfleet.core.records import Broker
 from deskfleet.errors import SetupFailed, StoreFailed, Unavailable
 from deskfleet.gateway_certificates import demand_certificate
-from deskfleet.keystores import listener_context, trusted
+from deskfleet.keystores import trusted
 from deskfleet.listener import bind, listening, port_of
 from deskfleet.ports import Store
 from deskfleet.settings import BrokerSettings
@@ -146,35 +147,19 @@ def open_tls(state: Path, name: str) -> Tls:
 
 def _tls(settings: BrokerSettings) -> Tls:
     """Have what each door shows: what the administrator brings, else the fleet's own."""
-
-    def brought(
-        certificate: Path | None, key: Path | None, password: str, own: ssl.SSLContext
-    ) -> ssl.SSLContext:
-        return own if certificate is None else listener_context(certificate, key, password)
-
-    own, our = open_tls(settings.state, "broker"), settings
+    own = open_tls(settings.state, "broker")
+    shown = {door: brought.shown_at(settings, door) for door in brought.doors(settings)}
     tls = dataclasses.replace(
         own,
-        clients=brought(
-            our.client_certificate_file, our.client_key_file, our.client_key_password, own.clients
-        ),
-        agents=brought(
-            our.agent_certificate_file, our.agent_key_file, our.agent_key_password, own.agents
-        ),
-        gateways=brought(
-            our.gateway_certificate_file if our.enable_gateway else None,
-            our.gateway_key_file,
-            our.gateway_key_password,
-            own.gateways,
-        ),
+        clients=shown["client"] or own.clients,
+        agents=shown["agent"] or own.agents,
+        gateways=shown.get("gateway") or own.gateways,
     )
-    if our.enable_gateway and our.enable_tls_client_auth_gateway:
-        if our.gateway_trust_file is None:
-            raise SetupFailed(
-                "enable_tls_client_auth_gateway needs gateway_trust_file, which"
-                " `deskfleet broker gen-gateway-certificates` makes"
-            )
-        demand_certificate(tls.gateways, our.gateway_trust_file, our.gateway_trust_password)
+    trust = brought.gateway_trust(settings)
+    if trust is not None:
+        demand_certificate(tls.gateways, trust, settings.gateway_trust_password)
+    elif settings.enable_tls_client_auth_gateway:
+        log.warning("gateway.off", extra={"unused": "enable_tls_client_auth_gateway"})
     return tls
 
 
@@ -341,8 +326,8 @@ def _peer_context(settings: BrokerSettings, tls: Tls) -> ssl.SSLContext:
     context = client_context(tls.ca_file)
     if settings.agent_certificate_file is not None:
         context.load_default_certs()
-        brought = trusted(settings.agent_certificate_file, settings.agent_key_password)
-        context.load_verify_locations(cadata=brought)
+        theirs = trusted(settings.agent_certificate_file, settings.agent_key_password)
+        context.load_verify_locations(cadata=theirs)
         # Of a certificate that is signed by itself, or without its authority, nothing else is here.
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     return context

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from typing import Annotated
 
@@ -73,12 +74,20 @@ def run_broker(
     run(main)
 
 
+def _finite(seconds: float | None) -> float | None:
+    if seconds is not None and not math.isfinite(seconds):
+        raise typer.BadParameter("it has to be a number of seconds")
+    return seconds
+
+
 @app.command("describe-brokers")
 def describe_brokers(
     seconds: Annotated[
         float | None,
         typer.Option(
-            min=0, help="Listen for no longer, even if `alive` is null then: it can't be told."
+            min=0,
+            callback=_finite,
+            help="Listen for no longer, even if `alive` is null then: it can't be told.",
         ),
     ] = None,
     output: Output = Form.TEXT,

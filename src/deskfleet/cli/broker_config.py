@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
-from deskfleet.broker.main import why_exposed
+from deskfleet.broker import brought
+from deskfleet.broker.main import store_url, why_exposed
+from deskfleet.broker.stores.sql import supported
 from deskfleet.cli.config_report import File, Form, Output, report
 from deskfleet.errors import SetupFailed
-from deskfleet.keystores import listener_context, trusted
+from deskfleet.keystores import trusted
 from deskfleet.settings import BrokerSettings
-
-_DOORS = ("client", "agent", "gateway")
 
 
 def check_config(file: File, output: Output = Form.text) -> None:
@@ -21,25 +21,24 @@ def check_config(file: File, output: Output = Form.text) -> None:
 
 
 def _wrong(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Try what a start would: the state folder, certificates, keys and their passwords."""
-    state: Path | None = values.get("state")
-    why = None if state is None else why_exposed(state)
+    """Try what a start would: the state folder, the store, certificates, keys, their passwords."""
+    settings = BrokerSettings(**values)
+    why = why_exposed(settings.state) if "state" in values else None
     if why is not None:
         yield "state", why
-    serves_gateways = values.get("enable_gateway", False)
-    for door in _DOORS if serves_gateways else _DOORS[:2]:
-        certificate: Path | None = values.get(f"{door}_certificate_file")
-        key: Path | None = values.get(f"{door}_key_file")
-        if certificate is not None:
-            password = values.get(f"{door}_key_password", "")
-            try:
-                listener_context(certificate, key, password)
-            except SetupFailed as error:
-                yield f"{door}_certificate_file", error.message
-    trust: Path | None = values.get("gateway_trust_file")
-    demands = serves_gateways and values.get("enable_tls_client_auth_gateway")
-    if trust is not None and demands:
+    for setting, attempt in _attempts(settings):
         try:
-            trusted(trust, values.get("gateway_trust_password", ""))
+            attempt()
         except SetupFailed as error:
-            yield "gateway_trust_file", error.message
+            yield setting, error.message
+
+
+def _attempts(settings: BrokerSettings) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Give what a start does with the settings, each with the one that would be to blame."""
+    yield "store", partial(supported, store_url(settings))
+    for door in brought.doors(settings):
+        yield brought.setting_of(settings, door), partial(brought.shown_at, settings, door)
+    yield "enable_tls_client_auth_gateway", partial(brought.gateway_trust, settings)
+    trust = settings.gateway_trust_file
+    if trust is not None and settings.enable_gateway and settings.enable_tls_client_auth_gateway:
+        yield "gateway_trust_file", partial(trusted, trust, settings.gateway_trust_password)

@@ -92,7 +92,7 @@ def _story(kind: type[BrokerSettings | AgentSettings], examined: Examined, note:
     if note.verdict in {Verdict.USED, Verdict.DEFAULT}:
         setting = f"{note.setting} = {_value(kind, examined, note.setting)}"
         return f"{note.key}: {setting}" + (f" ({note.text})" if note.text else "")
-    said = f" = {note.value}" if note.value and note.verdict in ERRORS else ""
+    said = f" = {redact(note.value)}" if note.value and note.verdict in ERRORS else ""
     return f"{note.key}{said}" + (f": {note.text}" if note.text else "")
 
 
@@ -102,7 +102,7 @@ def _members(kind: type[BrokerSettings | AgentSettings], examined: Examined) -> 
             "line": note.line,
             "key": note.key,
             "verdict": note.verdict.value,
-            "value": note.value or None,
+            "value": redact(note.value) or None,
             "setting": note.setting or None,
             "setting_value": _value(kind, examined, note.setting)
             if note.verdict in {Verdict.USED, Verdict.DEFAULT}

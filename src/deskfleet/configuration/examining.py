@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from deskfleet.configuration import toml
-from deskfleet.configuration.files import Content, content_of, why_changeable, why_readable
+from deskfleet.configuration.files import (
+    Content,
+    content_of,
+    why_changeable,
+    why_foreign,
+    why_readable,
+)
 from deskfleet.configuration.notes import MASK, Note, Translation, Verdict, nearest
 from deskfleet.configuration.values import convert
 from deskfleet.errors import SetupFailed
@@ -101,8 +107,9 @@ def _own(kind: type[Any], content: Content) -> Translation:
 
 def _exposure(content: Content, translation: Translation) -> Iterator[Note]:
     """Note what others could do to a file, or read in it."""
-    changeable = why_changeable(content) if translation.is_guarded else None
+    foreign = why_foreign(content) if translation.is_guarded else None
+    changeable = None if foreign else why_changeable(content)
     readable = why_readable(content) if translation.holds_secrets else None
-    for text in (changeable, readable):
+    for text in (foreign, changeable, readable):
         if text is not None:
             yield Note(WHOLE_FILE, Verdict.WRONG, text=text)

@@ -1,8 +1,8 @@
 """Reading a configuration file: a plain file of a bounded size that only the right people change.
 
 Whoever writes a broker's file is its master, and whoever reads a password in it has the password:
-a file that others can write, or one with passwords that others can read, is refused with the line
-that mends it.
+any file that others can write, or one with passwords that others can read, is refused with the
+line that mends it.
 """
 
 from __future__ import annotations
@@ -42,15 +42,20 @@ def content_of(path: Path) -> Content:
     return Content(path, text, status)
 
 
-def why_changeable(content: Content) -> str | None:
-    """Return what lets others than root, or the user of this program, change a file."""
+def why_foreign(content: Content) -> str | None:
+    """Return that a file belongs to another user than root or that of this program."""
     path, status = content.path, content.status
     if here.belongs_to_others(status):
         return (
             f"{path} belongs to the user {status.st_uid}, who could change it;"
             f" run: chown root {path}"
         )
-    mode = here.exposure(status, 0o022)
+    return None
+
+
+def why_changeable(content: Content) -> str | None:
+    """Return what lets others than a file's owner change it."""
+    path, mode = content.path, here.exposure(content.status, 0o022)
     if mode is not None:
         return f"{path} can be changed by others (mode {mode}); run: chmod 640 {path}"
     return None

@@ -63,7 +63,7 @@ class Translation:
     notes: list[Note] = field(default_factory=list)
     holds_secrets: bool = False
     is_guarded: bool = False
-    """Only root, or the user of this program, may change such a file."""
+    """Only root, or the user of this program, may own such a file."""
     _strangers: int = 0
 
     def use(self, setting: str, value: Any, note: Note) -> None:

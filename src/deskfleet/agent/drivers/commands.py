@@ -27,8 +27,6 @@ Process = asyncio.subprocess.Process
 
 MEGABYTE = 1_000_000
 _CHUNK_BYTES = 65_536
-_PRIVATE: dict[str, Any] = {"umask": 0o077} if os.name == "posix" else {}
-"""What a program writes for us is nobody else's."""
 _REAPED_WITHIN_SECONDS = 5.0
 
 
@@ -84,7 +82,6 @@ async def _start(argv: Sequence[str], name: str) -> Process:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             cwd=PurePath(sys.executable).anchor,
-            **_PRIVATE,
             **here.OWN_GROUP,
         )
     except OSError as error:

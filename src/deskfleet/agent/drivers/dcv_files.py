@@ -1,12 +1,13 @@
 """The files that a DCV server is shown by their path, and the pictures that it writes.
 
     <runtime>/dcv/        0711  nobody can list it
+    <runtime>/pictures/   0700
 
 The DCV server and session owners are other users than the agent, and which of them opens a file
 isn't documented. So a file that the server reads can be read by whoever knows its name, which is
 128 bits of chance, and is gone as soon as it is of no more use. The name is no secret for as long
 as a call lasts: it is among the arguments of the program, which any user of the machine can list.
-Pictures are another matter: they are the agent's own before anything is drawn.
+Pictures lie where only the agent and root can go, whatever rights the program gives to them.
 """
 
 from __future__ import annotations
@@ -43,18 +44,19 @@ exec {init}
 class DcvFiles:
     def __init__(self, runtime: Path) -> None:
         self._runtime = runtime
-        self._folder = runtime / "dcv"
+        self._folder, self._pictures = runtime / "dcv", runtime / "pictures"
 
     def make(self, kept: Iterable[str]) -> None:
-        """Make the folder, and remove what an earlier agent left but for the files that are kept.
+        """Make the folders, and remove what an earlier agent left but for the files that are kept.
 
-        Raises `SetupFailed` where it can't be had.
+        Raises `SetupFailed` where they can't be had.
         """
         known = set(kept)
         try:
             for folder in (self._runtime.parent, self._runtime, self._folder):
-                _make_passable(folder)
-            for path in self._folder.iterdir():
+                _make_folder(folder)
+            _make_folder(self._pictures, 0o700)
+            for path in [*self._folder.iterdir(), *self._pictures.iterdir()]:
                 if str(path) not in known:
                     path.unlink()
         except OSError as error:
@@ -75,15 +77,8 @@ class DcvFiles:
 
     @contextmanager
     def picture(self) -> Iterator[Path]:
-        """Make an empty file for a picture that nobody else can read; it is removed afterwards.
-
-        Raises `Unavailable` where it can't be made.
-        """
-        path = self._fresh(".picture")
-        try:
-            _write(path, b"", 0o600)
-        except OSError as error:
-            raise Unavailable(f"there is no place for a picture: {error.strerror}") from error
+        """Give the path for a picture, which is removed afterwards."""
+        path = self._pictures / secrets.token_hex(16)
         try:
             yield path
         finally:
@@ -113,14 +108,14 @@ def read_picture(path: Path) -> bytes:
     return content
 
 
-def _make_passable(folder: Path) -> None:
-    """Make a folder that others may pass through, whatever the umask; one that is there stays.
+def _make_folder(folder: Path, mode: int = 0o711) -> None:
+    """Make a folder with these rights, whatever the umask; one that is there stays.
 
     It may be below /tmp, where anybody could have put another one in its place.
     """
     if not folder.exists():
-        folder.mkdir(parents=True)
-        folder.chmod(0o711)
+        folder.mkdir(parents=True, mode=mode)
+        folder.chmod(mode)
     status = folder.lstat()
     if sys.platform != "win32" and (status.st_uid not in {0, os.geteuid()} or folder.is_symlink()):
         raise SetupFailed(f"{folder} belongs to somebody else")

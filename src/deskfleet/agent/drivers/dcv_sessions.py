@@ -1,10 +1,10 @@
 """Which sessions a DCV server runs, as far as is known: a picture that is looked at for nothing.
 
 Owns that picture and the records on the disk. Laws: silence ends nothing (a session is over when
-the server, answering well, has twice not named it, with a while between); only a list says which
-sessions there are, and nothing that is said or refused of one of them; what the driver is at work on is left alone
-by looks; a session that should not be, because its creation was given up, is never adopted but
-named in `unwanted` until the server has not shown it for long.
+the server, answering well, has twice not named it, with a while between); lists alone say which
+sessions there are, and nothing that is refused of one of them; what the driver is at work on is
+left alone by looks; a session that should not be, because its creation was given up, is never
+adopted but named in `unwanted` until the server has not shown it for long.
 
 A look lists the server's sessions. Who asks for one gets one that began after they asked, and all
 who ask at one moment share it.

@@ -153,10 +153,10 @@ class Access:
         """Return whose API token this is. The caller has caught up."""
         return self._client_of(ApiClient, Audience.API, token)
 
-    async def server_id(self, token: str) -> str:
-        """Return which server's agent this is."""
+    async def agent(self, token: str) -> AgentClient:
+        """Return which agent this is; its id is its server's."""
         await self._replica.catch_up()
-        return self._client_of(AgentClient, Audience.AGENT, token).id
+        return self._client_of(AgentClient, Audience.AGENT, token)
 
     def sign(self, audience: Audience, claims: Mapping[str, Any], life: timedelta) -> str:
         key = self._keys.newest()

@@ -75,8 +75,10 @@ class Convergence:
 
 
 class AgentSession:
-    def __init__(self, house: Convergence, server_id: str, send: Send) -> None:
+    def __init__(self, house: Convergence, server_id: str, send: Send, era: int) -> None:
         self.server_id = server_id
+        self.era = era
+        """Of the token that it was let in with: it ends with that, also when it may come again."""
         self.link = BrokerLink(house.clock.monotonic(), house.heartbeat_seconds)
         self._house = house
         self._fleet = house.replica.fleet
@@ -238,8 +240,8 @@ class Links:
     def of(self, server_id: str) -> AgentSession | None:
         return self._held.get(server_id)
 
-    def new(self, server_id: str, send: Send) -> AgentSession:
-        return AgentSession(self._house, server_id, send)
+    def new(self, server_id: str, send: Send, *, era: int) -> AgentSession:
+        return AgentSession(self._house, server_id, send, era)
 
     async def greet(self, agent: AgentSession, message: FromAgent) -> None:
         """Open a link with its first message.
@@ -256,7 +258,7 @@ class Links:
         welcome = await agent.open(hello)
         # Held before it is welcomed: what fails from here on is a link that is lost.
         self._hold(agent)
-        if self._is_revoked(agent.server_id):
+        if self._is_revoked(agent):
             # The news came before the link was held: nobody would end it.
             raise Forbidden("the agent has been revoked")
         await agent.say(welcome)
@@ -283,15 +285,15 @@ class Links:
             return
         log.info("link.lost", extra={"server_id": agent.server_id, "epoch": agent.link.epoch})
         silent = agent.link.is_silent(self._house.clock.monotonic())
-        at_once = silent or self._is_revoked(agent.server_id)
+        at_once = silent or self._is_revoked(agent)
         grace = 0.0 if at_once else self._grace_seconds
         parting = asyncio.create_task(self._mark_lost(agent.server_id, agent.link.epoch, grace))
         self._partings.add(parting)
         parting.add_done_callback(self._partings.discard)
 
-    def _is_revoked(self, server_id: str) -> bool:
-        client = self._house.replica.fleet.get(AgentClient, server_id)
-        return client is not None and not client.active
+    def _is_revoked(self, agent: AgentSession) -> bool:
+        client = self._house.replica.fleet.get(AgentClient, agent.server_id)
+        return client is not None and (not client.active or client.token_era != agent.era)
 
     async def close(self) -> None:
         self._closed = True
@@ -349,9 +351,10 @@ class Links:
             held = self._held.get(record.id)
             if held is not None and record.epoch > held.link.epoch:
                 held.end()
-        elif isinstance(record, AgentClient) and not record.active:
+        elif isinstance(record, AgentClient):
             held = self._held.get(record.id)
-            if held is not None:
+            # The feed gives the newest version alone: it may be active again by now.
+            if held is not None and self._is_revoked(held):
                 log.warning("link.revoked", extra={"server_id": record.id})
                 held.end()
 

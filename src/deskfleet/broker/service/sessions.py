@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from deskfleet.broker.service.access import Access, Audience
 from deskfleet.broker.service.liveness import Liveness
@@ -24,7 +24,7 @@ from deskfleet.core.change import Change, ChangeSet, Drop, Put
 from deskfleet.core.fleet import Place, place_of
 from deskfleet.core.placement import Refusal, parse_once
 from deskfleet.core.queue import Outcome
-from deskfleet.core.records import Facts, Report, Session, SessionRequest
+from deskfleet.core.records import ApiClient, Facts, Report, Session, SessionRequest
 from deskfleet.core.session import Seen, Stage, State
 from deskfleet.errors import Conflict, Forbidden, Missing, PermissionsInvalid, RequirementsInvalid
 from deskfleet.ports import Clock
@@ -208,11 +208,17 @@ class Sessions:
         return answers, tuple(changes.values())
 
     async def connect(
-        self, session_id: str, user: str, *, mine: str | None = None
+        self,
+        session_id: str,
+        user: str,
+        *,
+        mine: str | None = None,
+        client: ApiClient | None = None,
     ) -> tuple[SessionView, str]:
         """Return a session and a fresh token that lets `user` connect to it.
 
-        Any user name is served: what a user may do is decided where the session runs. Raises
+        The token ends with those of the `client` that it is for. Any user name is served: what a
+        user may do is decided where the session runs. Raises
         `Missing`, or `Conflict` for a session that is not READY; `Forbidden` where `mine` is
         another user, whatever the session.
         """
@@ -233,12 +239,14 @@ class Sessions:
                 f"Another server has a session {session.local_id!r}, too: no client could tell them"
                 " apart. Give each an id of its own to connect to them"
             )
-        claims = {
+        claims: dict[str, Any] = {
             "dcvSessionId": session.id,
             "dcvSessionOwner": session.request.owner,
             "dcvSessionUser": user,
             "dcvSessionGeneration": session.generation,
         }
+        if client is not None:
+            claims |= {"client_id": client.id, "era": client.token_era}
         return view, self._access.sign(Audience.CONNECT, claims, self._token_life)
 
     def find(self, session_id: str, mine: str | None) -> Session | None:

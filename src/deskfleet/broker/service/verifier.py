@@ -2,13 +2,15 @@
 
 Laws: a yes that binds or spends a token leaves after that was committed, under the precondition of
 what was known of the token's uses; of two brokers that are asked at once, one commits. A no says
-as little as possible: its reason is the same for all that is wrong with a token's session.
+as little as possible: its reason is the same for all that is wrong with a token's session. A token
+ends with those of the client that it was given to; one that names no client has none to end with.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 from deskfleet.broker.service.access import Access, Audience
 from deskfleet.broker.service.replica import Replica
@@ -17,7 +19,7 @@ from deskfleet.core import session as rules
 from deskfleet.core.change import ChangeSet, Put
 from deskfleet.core.fleet import Fleet
 from deskfleet.core.placement import Refusal
-from deskfleet.core.records import TokenUse
+from deskfleet.core.records import ApiClient, TokenUse
 from deskfleet.core.session import Stage
 from deskfleet.core.token_uses import client_address, use
 from deskfleet.errors import Missing
@@ -46,6 +48,7 @@ class Verifier:
             or claims.get("dcvSessionId") != session_id
             or claims.get("dcvSessionGeneration") != session.generation
             or rules.stage(session) is not Stage.PLACED
+            or not self._is_of_client(claims)
         ):
             raise Missing("the token does not open this session")
         asked = TokenUse(
@@ -58,6 +61,14 @@ class Verifier:
             raise Missing(news.reason)
         expect = self._fleet.revision_of(TokenUse, asked.id)
         return str(claims["dcvSessionUser"]), () if news is None else (Put(news, expect),)
+
+    def _is_of_client(self, claims: Mapping[str, Any]) -> bool:
+        """Say whether the client that asked for a token still has its tokens."""
+        if "client_id" not in claims:
+            # For an external token, where nobody has to say who they are, or from an older version.
+            return True
+        client = self._fleet.get(ApiClient, str(claims["client_id"]))
+        return client is not None and client.active and client.token_era == claims.get("era")
 
 
 def spent(fleet: Fleet, now: datetime) -> Iterator[TokenUse]:

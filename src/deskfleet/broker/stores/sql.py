@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from sqlalchemy import Connection, make_url
+from sqlalchemy import URL, Connection, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from deskfleet.broker.stores.codec import Codec
@@ -44,7 +44,7 @@ class SqlStore:
         self._codec = Codec()
         self._lock = threading.Lock()
         self._ended: str | None = None
-        self._database = _database(url, self._schema, busy_timeout)
+        self._database = Sqlite(supported(url), self._schema, busy_timeout)
         self._connection = self._database.open()
 
     def load(self) -> tuple[Revision, Iterable[Stored]]:
@@ -155,14 +155,15 @@ class SqlStore:
         return [item for item in read if item is not None]
 
 
-def _database(url: str, schema: Schema, busy_timeout: float) -> Sqlite:
+def supported(url: str) -> URL:
+    """Return the URL of a store that there is a driver for. Raises `SetupFailed`."""
     try:
         parsed = make_url(url)
     except ArgumentError as error:
         raise SetupFailed("the store's URL can't be read") from error
     if parsed.drivername not in {"sqlite", "sqlite+pysqlite"}:
         raise SetupFailed(f"a store of this kind is not supported: {parsed.drivername}")
-    return Sqlite(parsed, schema, busy_timeout)
+    return parsed
 
 
 def _parameters(rows: dict[Key, Row]) -> list[dict[str, object]]:

@@ -72,7 +72,7 @@ class Agents:
     async def link(self, socket: WebSocket) -> None:
         """Serve one agent link from its hello to its end."""
         try:
-            server_id = await self._house.access.server_id(_bearer(socket))
+            client = await self._house.access.agent(_bearer(socket))
         except (Unauthenticated, Unavailable, StoreFailed):
             # Before a link is accepted, a close of any code is the answer 403.
             await socket.close(POLICY_VIOLATION)
@@ -86,7 +86,8 @@ class Agents:
             except (WebSocketDisconnect, RuntimeError, OSError) as error:
                 raise Unavailable("the server was lost meanwhile") from error
 
-        agent = self._house.links.new(server_id, send)
+        server_id = client.id
+        agent = self._house.links.new(server_id, send, era=client.token_era)
         try:
             await self._serve(socket, agent)
         except (Forbidden, ProtocolError, Stale) as error:

@@ -1,8 +1,9 @@
 """The nine operations: decode, one use case each, render.
 
-Whether a caller may call is settled before a handler runs (`app.py`). For a caller that acts for
-one owner, each use case is told so (`mine`): the sessions of others aren't there. Batches answer
-200 with their refusals inside, in the order of the request.
+Whether a caller may call is settled before a handler runs (`app.py`), over a fleet that is caught
+up since the request came: reads need no look of their own. For a caller that acts for one owner,
+each use case is told so (`mine`): the sessions of others aren't there. Batches answer 200 with
+their refusals inside, in the order of the request.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from deskfleet.broker.service.sessions import Deletion, PermissionsUpdate, Sessi
 from deskfleet.broker.web import rendering, shapes
 from deskfleet.broker.web.bodies import decode_body, to_request
 from deskfleet.broker.web.limits import body_of
-from deskfleet.broker.web.rights import settled
+from deskfleet.broker.web.rights import settled, settled_client
 from deskfleet.core.fleet import Place, place_of
 from deskfleet.core.placement import Refusal
 from deskfleet.core.records import Facts, Session
@@ -64,7 +65,6 @@ class Api:
         query = ["sessions", asked.session_ids or (), owners, tags]
         house = self._house
         after = house.paging.after(asked.next_token, query)
-        await house.replica.catch_up()
         rows = house.sessions.select(asked.session_ids or (), owners, tags, after)
         page, token = house.paging.page(rows, asked.max_results or PAGE, query, _itself)
         return self._answer(
@@ -80,7 +80,6 @@ class Api:
         query = ["servers", asked.server_ids or ()]
         house, mine = self._house, settled(request).owner
         after = house.paging.after(asked.next_token, query)
-        await house.replica.catch_up()
         rows = house.servers.select(asked.server_ids or (), after)
         page, token = house.paging.page(rows, asked.max_results or PAGE, query, place_of)
         servers = []
@@ -201,7 +200,9 @@ class Api:
             # It travels in a token and in XML, and is nobody's name.
             raise Invalid("the user is empty, too long, or holds characters that can't be printed")
         mine = settled(request).owner
-        view, token = await self._house.sessions.connect(session_id, user, mine=mine)
+        view, token = await self._house.sessions.connect(
+            session_id, user, mine=mine, client=settled_client(request)
+        )
         return self._answer(
             shapes.GetSessionConnectionDataResponse(
                 session=self._session(view), connection_token=token

@@ -1,7 +1,8 @@
 """The doors of a broker as ASGI applications.
 
 Around every route, from outside in: nothing unexpected escapes; who calls, and that it is not too
-often, is settled before anything is read; what happened is logged in one line.
+often, is settled before anything is read, and who calls once more where the body kept us waiting;
+what happened is logged in one line.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, WebSocketRoute
 from starlette.routing import Route as StarletteRoute
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from deskfleet.broker.service.house import House
 from deskfleet.broker.web.agents import Agents
@@ -40,6 +41,9 @@ from deskfleet.broker.web.throttle import Limits, Throttle, too_many
 from deskfleet.errors import DeskfleetError, StoreFailed, Unavailable
 
 log = logging.getLogger(__name__)
+
+PROMPT_SECONDS = 0.1
+"""A body that takes longer is from somebody who may have been shut out meanwhile."""
 
 CLIENT_CLOSED = 499
 """Nobody reads it; the line in the log says why there is no answer."""
@@ -129,7 +133,7 @@ class Guard:
                 known = await self._callers.of(route.caller, request)
                 caller = known.name
                 wait = self._wait(route, caller, request)
-                response = too_many(wait) if wait else await _admitted(route, known, request)
+                response = too_many(wait) if wait else await self._admit(route, known, request)
             except DeskfleetError as error:
                 if status_of(error) == 500 and not isinstance(error, StoreFailed):
                     log.exception("request.failed")
@@ -150,13 +154,28 @@ class Guard:
             return 0.0
         return self._throttle.call(caller or self._throttle.address(request.scope))
 
+    async def _admit(self, route: Route, known: Known, request: Request) -> Response:
+        """Let a request in as far as its caller's rights go. Raises `Forbidden`."""
+        if route.scope is None:
+            return await route.endpoint(request)
+        _settle(route, known, request)
+        started = self._clock.monotonic()
 
-async def _admitted(route: Route, known: Known, request: Request) -> Response:
-    """Let a request in as far as its caller's rights go. Raises `Forbidden`."""
+        async def receive() -> Message:
+            message = await request.receive()
+            late = self._clock.monotonic() - started > PROMPT_SECONDS
+            if late and not message.get("more_body", False):
+                # A request may be parked before its last byte for as long as bodies are waited for.
+                _settle(route, await self._callers.of(route.caller, request), request)
+            return message
+
+        return await route.endpoint(Request(request.scope, receive))
+
+
+def _settle(route: Route, known: Known, request: Request) -> None:
     if route.scope is not None:
         known.rights.check(route.scope)
-        settle(request, known.rights)
-    return await route.endpoint(request)
+        settle(request, known.rights, known.client)
 
 
 def _for_clients(error: DeskfleetError) -> DeskfleetError:

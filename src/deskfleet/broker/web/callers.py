@@ -1,11 +1,12 @@
 """Who calls, and what they may do: settled at each door before anything of a request is read.
 
 API clients show a token of this fleet or of a registered authorization server, as the rules allow;
-other brokers show one that the fleet's key has signed. A token that isn't known may be news from
-another broker, or signed by a key that its server has just made: both are looked up once.
+other brokers show one that the fleet's key has signed. A token that isn't known may be signed by a
+key that another broker, or its server, has just made: that is looked up once.
 
 What a client of this fleet may do stands in its record, not in its tokens, so a change holds for
-those that were given, too. What a token of another server is good for, its registration says.
+those that were given, too: what was committed anywhere before a request came is known to its guard.
+What a token of another server is good for, its registration says.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from deskfleet.broker.service.house import House
 from deskfleet.broker.service.tokens import head_of
 from deskfleet.broker.web.routes import Caller
 from deskfleet.core.access import EVERYTHING, Rights, rights_of
+from deskfleet.core.records import ApiClient
 from deskfleet.errors import InvalidToken, Unauthenticated
 
 
@@ -39,6 +41,8 @@ class Known:
     name: str | None
     """None where that may be anybody."""
     rights: Rights = EVERYTHING
+    client: ApiClient | None = None
+    """None for who isn't registered with this fleet."""
 
 
 ANYBODY = Known(None)
@@ -52,16 +56,29 @@ class Callers:
         self._rules = rules
 
     async def of(self, kind: Caller, request: Request) -> Known:
-        """Return who calls. Raises `Unauthenticated` and `InsufficientScope`."""
-        if kind is Caller.ANYBODY or (kind is Caller.CLIENT and not self._rules.authorization):
+        """Return who calls; for API clients, caught up.
+
+        Raises `Unauthenticated` and `InsufficientScope`.
+        """
+        if kind is Caller.ANYBODY:
             return ANYBODY
-        token = _bearer(request)
+        is_open = kind is Caller.CLIENT and not self._rules.authorization
+        token = "" if is_open else _bearer(request)
+        if kind is Caller.CLIENT:
+            # A glance for a fleet at rest; without it who was just shut out gets one more answer.
+            # The handlers that read count on it, too: it is the only one on their way.
+            await self._replica.catch_up()
+        if is_open:
+            return ANYBODY
         try:
             return self._known(kind, token)
         except InvalidToken:
-            await self._replica.catch_up()
-            if kind is Caller.CLIENT and self._is_foreign(token):
+            if kind is Caller.PEER:
+                await self._replica.catch_up()
+            elif self._is_foreign(token):
                 await self._external.learn(token)
+            else:
+                raise
             return self._known(kind, token)
 
     def _known(self, kind: Caller, token: str) -> Known:
@@ -75,7 +92,7 @@ class Callers:
         try:
             if self._rules.own_tokens:
                 client = self._access.api_client(token)
-                return Known(client.id, rights_of(client))
+                return Known(client.id, rights_of(client), client)
         except InvalidToken:
             if not self._is_foreign(token):
                 raise

@@ -47,7 +47,7 @@ class Gateways:
         transport = _only(given, "transport")
         if transport not in TRANSPORTS:
             raise Invalid(f"Invalid transport parameter: {transport[:SHOWN]}")
-        client = _only(given, "clientIpAddress") if "clientIpAddress" in given else None
+        client = _only(given, "clientIpAddress") if any(given.get("clientIpAddress", ())) else None
         if client is not None and not is_address(client):
             raise Invalid(f"Invalid clientIpAddress parameter: {client[:SHOWN]}")
         found = await self._resolver.resolve(session_id, transport)

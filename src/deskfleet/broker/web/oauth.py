@@ -84,6 +84,10 @@ class OAuth:
         )
 
     async def register(self, request: Request) -> Response:
+        # Each one is a record for ever: a statement that got about must not fill the store.
+        wait = self._throttle.enrolment(self._throttle.address(request.scope))
+        if wait:
+            return too_many(wait)
         try:
             asked = msgspec.json.decode(await body_of(request, MAX_FORM_BYTES), type=Registration)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:

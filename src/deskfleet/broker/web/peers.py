@@ -7,6 +7,7 @@ its key is a peer.
 from __future__ import annotations
 
 import logging
+import math
 from datetime import timedelta
 
 import httpx
@@ -30,6 +31,8 @@ TOKEN_RENEWAL_SECONDS = 120.0
 POKE_SECONDS = 2.0
 SCREENSHOT_SECONDS = 12.0
 """A little more than the other broker waits for its server."""
+UNREACHED_SECONDS = 30.0
+"""How long a broker that a poke did not reach gets no other: looking up its name takes threads."""
 
 
 class ShotAnswer(msgspec.Struct):
@@ -69,15 +72,29 @@ class PeerClient:
         self._http = http
         self._token: tuple[float, str] | None = None
         self._clock = clock
+        self._no_poke_before: dict[str, float] = {}
+        """By brokers' ids; infinite while a poke is unanswered."""
 
     async def poke(self, broker: Broker) -> None:
+        """Tell a broker that there is news, unless it was out of reach a moment ago."""
+        now = self._clock.monotonic()
+        later = {one: when for one, when in self._no_poke_before.items() if when > now}
+        self._no_poke_before = later
+        if broker.id in later:
+            return
+        later[broker.id] = math.inf
+        reached = False
         try:
             await self._http.post(
                 f"{broker.url}/broker/poke", headers=self._headers(), timeout=POKE_SECONDS
             )
+            reached = True
         except (httpx.HTTPError, httpx.InvalidURL):
             # It finds out at its next poll.
             log.debug("poke.lost", extra={"broker_id": broker.id})
+        finally:
+            wait = 0.0 if reached else UNREACHED_SECONDS
+            self._no_poke_before[broker.id] = self._clock.monotonic() + wait
 
     async def screenshot(self, broker: Broker, wish: Wish) -> Shot:
         try:

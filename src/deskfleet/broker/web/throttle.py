@@ -27,6 +27,8 @@ REFUSED_LOGINS_PER_SECOND = 10
 """Of one address."""
 REFUSED_LOGINS_PER_MINUTE = 5
 """Of one client id at one address: elsewhere the client itself can still get its tokens."""
+ENROLMENTS_PER_MINUTE = 600
+"""Of one address, refused ones among them: racks of servers stand behind one."""
 SAID_EVERY_SECONDS = 10.0
 
 K = TypeVar("K")
@@ -97,6 +99,7 @@ class Throttle:
         self._forwarded_for = limits.forwarded_for
         self._addresses: Buckets[str] = Buckets(REFUSED_LOGINS_PER_SECOND, 1.0, now)
         self._clients: Buckets[tuple[str, str]] = Buckets(REFUSED_LOGINS_PER_MINUTE, 60.0, now)
+        self._enrolments: Buckets[str] = Buckets(ENROLMENTS_PER_MINUTE, 60.0, now)
         self._said: Buckets[tuple[str, int]] = Buckets(1, SAID_EVERY_SECONDS, now)
 
     def call(self, caller: str) -> float:
@@ -110,6 +113,10 @@ class Throttle:
     def login_refused(self, address: str, client_id: str) -> None:
         self._addresses.take(address)
         self._clients.take((client_id, address))
+
+    def enrolment(self, address: str) -> float:
+        """Count an enrolment; return 0.0, or in how many seconds there may be one from here."""
+        return self._enrolments.take(address)
 
     def is_news(self, status: int, scope: Scope) -> bool:
         """Say whether an answer is worth a line in the log: refusals repeat by the thousands."""
