@@ -125,6 +125,7 @@ class TestBroker:
         assert (notes["client_port"]["line"], notes["client_port"]["verdict"]) == (1, "used")
         assert notes["client_prot"]["text"] == "it is not a setting; did you mean client_port?"
 
+    @pytest.mark.usefixtures("logging_as_before")
     @pytest.mark.parametrize(
         ("text", "key", "why"),
         [

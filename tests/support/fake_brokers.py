@@ -34,11 +34,11 @@ from deskfleet.broker.stores.memory import MemoryStore
 from deskfleet.broker.web.agents import Agents
 from deskfleet.core.change import ChangeSet, Stored, Tombstone
 from deskfleet.core.queue import QueueLimits
-from deskfleet.core.records import Broker, Revision
+from deskfleet.core.records import AgentClient, Broker, Revision
 from deskfleet.errors import Stale, StoreFailed, Unavailable
 from deskfleet.ports import Ids, Lost
 from support.fake_wire import BrokerEnd, Line
-from support.virtual_time import VirtualClock, VirtualLoop
+from support.virtual_time import BEGIN, VirtualClock, VirtualLoop
 
 BEAT_SECONDS = 5.0
 HEARTBEAT_SECONDS = 10.0
@@ -159,11 +159,13 @@ class FakeCommits:
         return outcome
 
 
-class _Doorkeeper:
-    """Knows each server by its name."""
+class _Doorkeeper(Access):
+    """Knows each agent by its server's name."""
 
-    async def server_id(self, token: str) -> str:
-        return token
+    def __init__(self) -> None: ...
+
+    async def agent(self, token: str) -> AgentClient:
+        return AgentClient(id=token, name=token, secret_hash=b"", created_at=BEGIN)
 
 
 class _NoSeal:
@@ -201,7 +203,7 @@ class BrokerNode:
         replica = self.replica = Replica(self.commits)
         self.liveness = Liveness(replica, clock, broker_id=name, beat_seconds=BEAT_SECONDS)
         self.placing = Placing(replica, self.liveness, clock, ids, QUEUE)
-        access = cast(Access, _Doorkeeper())
+        access = _Doorkeeper()
         self.sessions = Sessions(
             replica, self.liveness, self.placing, access, clock, token_life=timedelta(minutes=1)
         )

@@ -230,26 +230,21 @@ def records(folder: Path) -> list[str]:
     return [line for text in contents(folder).values() for line in text.splitlines()]
 
 
+@pytest.mark.usefixtures("logging_as_before")
 def test_several_threads_through_a_handler(log_file: Opened, path: Path) -> None:
-    root = logging.getLogger()
-    level, handlers = root.level, list(root.handlers)
-    root.handlers[:] = []
-    try:
-        configure_logging("info", log_file(max_bytes=2000, keep=9999), json=True)
-        log = logging.getLogger("deskfleet.tests")
+    logging.getLogger().handlers[:] = []
+    configure_logging("info", log_file(max_bytes=2000, keep=9999), json=True)
+    log = logging.getLogger("deskfleet.tests")
 
-        def tell(name: str) -> None:
-            for number in range(300):
-                log.info("x.y", extra={"number": f"{name}-{number}"})
+    def tell(name: str) -> None:
+        for number in range(300):
+            log.info("x.y", extra={"number": f"{name}-{number}"})
 
-        threads = [threading.Thread(target=tell, args=(name,)) for name in "abcd"]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        root.setLevel(level)
-        root.handlers[:] = handlers
+    threads = [threading.Thread(target=tell, args=(name,)) for name in "abcd"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     told = [json.loads(line)["number"] for line in records(path.parent)]
     assert sorted(told) == sorted(f"{name}-{i}" for name in "abcd" for i in range(300))
     assert len(contents(path.parent)) > 20
@@ -295,16 +290,11 @@ def test_records_hold_what_no_file_can(log_file: Opened, path: Path) -> None:
     assert path.read_text() == "a\\ud800b\u00e4\n"
 
 
+@pytest.mark.usefixtures("logging_as_before")
 def test_a_plain_stream_still_does() -> None:
-    root = logging.getLogger()
-    level, handlers = root.level, list(root.handlers)
     stream = io.StringIO()
-    try:
-        configure_logging("info", stream, json=True)
-        logging.getLogger("deskfleet.tests").info("x.y")
-    finally:
-        root.setLevel(level)
-        root.handlers[:] = handlers
+    configure_logging("info", stream, json=True)
+    logging.getLogger("deskfleet.tests").info("x.y")
     assert json.loads(stream.getvalue())["event"] == "x.y"
 
 

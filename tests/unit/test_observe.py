@@ -26,16 +26,7 @@ from deskfleet.observe import (
 JWT = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJib2IifQ.c2lnbmF0dXJlLXNpZ25hdHVyZQ"
 log = logging.getLogger("deskfleet.tests")
 
-
-@pytest.fixture(autouse=True)
-def _logging_as_before() -> Iterator[None]:
-    root = logging.getLogger()
-    level, handlers = root.level, list(root.handlers)
-    access = logging.getLogger("uvicorn.access")
-    yield
-    root.setLevel(level)
-    root.handlers[:] = handlers
-    access.propagate = True
+pytestmark = pytest.mark.usefixtures("logging_as_before")
 
 
 def configured(*, as_json: bool = True, level: str = "debug") -> io.StringIO:
