@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+
 import pytest
 
 from support.conformance import UNKNOWN_ID, Api, Play, on
@@ -48,21 +50,37 @@ class TestRequestParameters:
     def test_with_force_it_is_forgotten_at_once(self, api: Api, owner: str, play: Play) -> None:
         server = play()
         session_id = api.ready(owner, **on(server))
+        server.hush()
         api.delete(session_id, owner, Force=True)
         assert api.describe(session_id) is None
 
     @pytest.mark.own_broker
-    def test_with_force_the_server_is_not_asked_to_end_it_and_it_comes_back(
+    def test_with_force_the_server_is_not_asked_to_end_it_and_it_comes_back_as_it_was(
         self, api: Api, owner: str, play: Play
     ) -> None:
         server = play()
-        session_id = api.ready(owner, **on(server))
+        rights = base64.b64encode(b"[permissions]\n%owner% allow display\n").decode()
+        session_id = api.ready(
+            owner,
+            **on(server),
+            PermissionsFile=rights,
+            MaxConcurrentClients=3,
+            StorageRoot="%home%",
+        )
+        before = api.describe(session_id)
+        asked = server.starts_asked
         api.delete(session_id, owner, Force=True)
-        server.tell()
         until(lambda: (api.describe(session_id) or {}).get("State") == "READY")
         again = api.describe(session_id)
+        assert before is not None
         assert again is not None
-        assert (again["Owner"], again["Server"]["Id"]) == (owner, server.id)
+        # A session that comes back is as old as its server says.
+        assert again | {"CreationTime": None} == before | {"CreationTime": None}
+        until(lambda: server.desire(session_id) is not None)
+        desire = server.desire(session_id)
+        assert desire is not None
+        assert desire.spec.request.permissions_file == rights
+        assert server.starts_asked == asked
 
     @pytest.mark.own_broker
     def test_with_force_what_is_left_of_a_lost_server_goes(

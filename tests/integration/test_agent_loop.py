@@ -14,10 +14,10 @@ import pytest
 import deskfleet.agent.loop as loop_module
 from deskfleet.agent.journal import Journal
 from deskfleet.agent.loop import Loop
-from deskfleet.core.records import Intent, Phase, Report, Type
+from deskfleet.core.records import Intent, Phase, Report, SessionRequest, Type
 from deskfleet.errors import StartFailed, Unavailable
 from deskfleet.ports import Picture, Running, SessionSpec
-from deskfleet.wire.messages import Desire
+from deskfleet.wire.messages import Desire, Observation, decode_from_agent, encode
 from support.builders import NOON, a_request
 
 LIMIT_SECONDS = 10.0
@@ -416,6 +416,60 @@ class TestStrangers:
             stage.want(wish("console", 0, stop=True))
             await stage.until(lambda: stage.phase("console") is Phase.ENDED)
             assert stage.driver.calls == ["stop console"]
+
+        run(tmp_path, scenario)
+
+    def test_what_was_asked_for_is_told_of_ours_that_are_not_named(self, tmp_path: Path) -> None:
+        def told(stage: Stage) -> dict[str, SessionRequest | None]:
+            return {one.report.id: one.request for one in stage.loop.observed()}
+
+        async def scenario(stage: Stage) -> None:
+            stage.driver.put("console", 0)
+            lasting, forced = wish("s1"), wish("s2", permissions="eA==")
+            stage.want(lasting, forced)
+            await stage.until(lambda: stage.phase("s2") is Phase.RUNNING)
+            assert told(stage) == {"console": None, "s1": None, "s2": None}
+            stage.want(lasting)
+            assert told(stage) == {"console": None, "s1": None, "s2": forced.spec.request}
+            await stage.restart()
+            # Nobody has said yet what is wanted.
+            assert told(stage)["s2"] is None
+            stage.want(lasting)
+            assert told(stage)["s2"] == forced.spec.request
+            stage.want(lasting, forced)
+            assert told(stage)["s2"] is None
+
+        run(tmp_path, scenario)
+
+    def test_of_a_session_that_the_journal_has_lost_the_driver_is_asked(
+        self, tmp_path: Path
+    ) -> None:
+        async def scenario(stage: Stage) -> None:
+            stage.driver.put("s1", 3, name="desk")
+            stage.want()
+            [one] = stage.loop.observed()
+            assert (one.report.generation, one.report.phase) == (3, Phase.RUNNING)
+            assert one.request == SessionRequest(name="desk", owner="alice", type=Type.VIRTUAL)
+
+        run(tmp_path, scenario)
+
+    def test_no_more_is_told_at_once_than_a_message_holds(self, tmp_path: Path) -> None:
+        async def scenario(stage: Stage) -> None:
+            wishes = [wish(f"s{number}", permissions="x" * 60_000) for number in range(100)]
+            stage.want(*wishes)
+            await stage.until(
+                lambda: all(stage.phase(f"s{n}") is Phase.RUNNING for n in range(100))
+            )
+            stage.want()
+            known: set[str] = set()
+            while len(known) < len(wishes):
+                observed = stage.loop.observed()
+                message = Observation(epoch=1, serial=1, observed=observed)
+                assert decode_from_agent(encode(message)) == message
+                news = {one.report.id for one in observed if one.request} - known
+                assert news
+                known |= news
+                stage.want(*(one for one in wishes if one.spec.session_id in known))
 
         run(tmp_path, scenario)
 

@@ -433,19 +433,30 @@ class TestDeleting:
     def test_by_force_it_is_gone_at_once_and_comes_back_while_it_runs(self) -> None:
         async def scenario(house: TestHouse) -> None:
             agent = await PlayedAgent(house, "n1").connect()
-            [session] = await create(house)
-            desire = await agent.run(session.id)
+            asked = a_request(
+                permissions_file=permissions("[permissions]\n%owner% allow builtin\n"),
+                max_concurrent_clients=3,
+                storage_root="%home%",
+            )
+            [session] = await house.sessions.create([asked])
+            assert isinstance(session, Session)
+            await agent.run(session.id)
             answers = await house.sessions.delete([Deletion(session.id, "alice", force=True)])
             assert answers == [State.DELETING]
             assert stored(house.store, Session) == stored(house.store, Report) == []
             await agent.desired(lambda wanted: not wanted)
-            report = replace(agent.observed[session.id].report, generation=desire.spec.generation)
-            agent.observed[session.id] = Observed(
-                report=report, running=running(session.id, owner="alice", name="desk")
+            agent.observed[session.id] = replace(
+                agent.observed[session.id],
+                running=running(session.id, owner="alice", generation=1),
             )
             await agent.tell()
+            # What it was asked to be is not known yet: with guesses it would lose its permissions.
+            assert stored(house.store, Session) == []
+            agent.observed[session.id] = replace(agent.observed[session.id], request=asked)
+            await agent.tell()
             adopted = await house.session(session.id)
-            assert (adopted.adopted, adopted.request.owner) == (True, "alice")
+            assert (adopted.adopted, adopted.generation, adopted.request) == (True, 1, asked)
+            assert (await agent.wanted(session.id)).spec.request == asked
 
         run(scenario)
 

@@ -150,7 +150,7 @@ def test_sessions_of_a_machine_that_was_enrolled_anew_are_left_alone() -> None:
         new = PlayedAgent(house, "new")
         report = replace(old.observed[id].report, server_id="new")
         shown = running(id, owner="alice", generation=report.generation)
-        new.observed[id] = Observed(report=report, running=shown)
+        new.observed[id] = Observed(report=report, running=shown, request=a_request())
         await new.connect()
         assert await state(house, f"{id}@new") is State.READY
         assert (await new.wanted(id)).intent is Intent.RUN

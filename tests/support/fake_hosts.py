@@ -264,7 +264,7 @@ class Agent:
         """Leave no trace from here on, as a killed program does."""
         self.driver.dead = True
         self._journal.dead = True
-        self.loop._desires = {}
+        self.loop._desires = None
         self.host.busy.clear()
         self.host.hung.clear()
 

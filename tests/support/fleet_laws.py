@@ -66,6 +66,8 @@ class Auditor:
         """Dropped because they had ended long ago."""
         self.permissions: dict[str, list[str | None]] = {}
         """The permissions files that each session has had."""
+        self.forgetful: set[str] = set()
+        """Servers whose agents may have lost what was asked of their sessions."""
         self.commits = 0
         self._must = verdict.must
         self._runs_on = runs_on
@@ -182,6 +184,10 @@ class Auditor:
             return
         own_id = new.generation > 0
         self._must(not (own_id and new.id in self.purged), f"{new.id} was deleted and comes back")
+        had = self.permissions.get(new.id) if own_id else None
+        as_it_was = not had or new.request.permissions_file in had
+        whole = as_it_was or new.server_id in self.forgetful
+        self._must(whole, f"{new.id} is adopted with permissions that it never had")
         self.purged.discard(new.id)
         self.places.pop((new.id, 0), None)
         self._must(fence == new.server_id, f"{new.id} is adopted without its server's link")

@@ -218,6 +218,7 @@ class World:
         self.kill_agent(name)
         host = self.hosts[name]
         host.journal.unlink(missing_ok=True)
+        self.auditor.forgetful.add(name)
         host.ran = {(id, generation) for id, generation in host.ran if self.auditor.has_run(id)}
 
     def end_session(self, name: str, session_id: str) -> None:

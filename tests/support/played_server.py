@@ -241,9 +241,11 @@ class PlayedServer:
                     type=spec.request.type,
                     name=spec.request.name,
                 )
-                self._observed[spec.session_id] = self._observation(
+                observation = self._observation(
                     spec.session_id, spec.generation, self.starts, running
                 )
+                # An agent tells it only where the broker does not know it any more.
+                self._observed[spec.session_id] = replace(observation, request=spec.request)
         elif self.stops:
             self._observed[spec.session_id] = self._observation(
                 spec.session_id, spec.generation, Phase.ENDED, None

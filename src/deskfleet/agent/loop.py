@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import msgspec
 
 from deskfleet.agent.journal import Entry, Journal
-from deskfleet.core.records import Intent, Phase, Report
+from deskfleet.core.records import Intent, Phase, Report, SessionRequest
 from deskfleet.errors import StartFailed, Unavailable
 from deskfleet.ports import Running, SessionDriver, SessionSpec
 from deskfleet.wire.messages import Desire, Observed
@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 FINAL = {Phase.FAILED, Phase.ENDED}
 AGAIN_SECONDS = 5.0
 """When a step that the world made fail is due again."""
+TOLD_BYTES = 1024 * 1024
+"""Of what was asked for of sessions that were not named, in one observed set; the rest is told
+when these have been taken up."""
 
 
 class Presence(Protocol):
@@ -59,7 +62,8 @@ class Loop:
         self._journal = journal
         self._presence = presence
         self._on_change = on_change
-        self._desires: dict[str, Desire] = {}
+        self._desires: dict[str, Desire] | None = None
+        """The last desired set; None before the first."""
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._put_off: set[str] = set()
         self._closed = False
@@ -91,14 +95,14 @@ class Loop:
 
     def want(self, desires: Iterable[Desire]) -> None:
         """Take over a new desired set."""
-        before = self._desires
-        self._desires = {desire.spec.session_id: desire for desire in desires}
-        for id, desire in self._desires.items():
+        before = self._desires or {}
+        wanted = self._desires = {desire.spec.session_id: desire for desire in desires}
+        for id, desire in wanted.items():
             old = before.get(id)
             if old is not None and _permissions(old.spec) != _permissions(desire.spec):
                 self._presence.close_all(id)
             self._converge(id)
-        for id in [id for id in self._journal.entries if id not in self._desires]:
+        for id in [id for id in self._journal.entries if id not in wanted]:
             if id not in self._tasks and self._journal.entries[id].phase in FINAL:
                 # What can't be forgotten now is not named in the next set either.
                 with contextlib.suppress(OSError):
@@ -109,17 +113,35 @@ class Loop:
         """Return the whole observed set."""
         running = {one.session_id: one for one in self._driver.running()}
         ids = dict.fromkeys([*self._journal.entries, *running])
-        return tuple(self._observe(id, running.get(id)) for id in ids)
+        unnamed = self._unnamed(running)
+        return tuple(self._observe(id, running.get(id), unnamed.get(id)) for id in ids)
 
     def spec(self, session_id: str) -> SessionSpec | None:
         """Return what is known of a session that runs here; the newest permissions win."""
-        desire = self._desires.get(session_id)
+        desire = (self._desires or {}).get(session_id)
         entry = self._journal.entries.get(session_id)
         if desire is not None:
             return desire.spec if desire.intent is Intent.RUN else None
         return None if entry is None else entry.spec
 
-    def _observe(self, id: str, running: Running | None) -> Observed:
+    def _unnamed(self, running: dict[str, Running]) -> dict[str, SessionRequest]:
+        """Return what was asked for of our sessions that run and that nobody wants, or ends."""
+        if self._desires is None:
+            return {}
+        unnamed, told = {}, 0
+        for id, one in running.items():
+            if id in self._desires or not one.generation or told > TOLD_BYTES:
+                continue
+            entry = self._journal.entries.get(id)
+            is_it = entry is not None and entry.generation == one.generation
+            request = entry.spec.request if entry is not None and is_it else _request_of(one)
+            told += len(msgspec.json.encode(request))
+            unnamed[id] = request
+        return unnamed
+
+    def _observe(
+        self, id: str, running: Running | None, request: SessionRequest | None
+    ) -> Observed:
         entry = self._journal.entries.get(id)
         # A session that deskfleet didn't create has no entry: it runs, and that is all.
         phase = entry.phase if entry else Phase.RUNNING
@@ -136,6 +158,7 @@ class Loop:
                 last_disconnection_at=left or self._presence.last_disconnection_at(id),
             ),
             running=running,
+            request=request,
         )
 
     # Convergence of one session
@@ -160,7 +183,7 @@ class Loop:
         self._on_change()
 
     def _next_step(self, id: str) -> None:
-        desire = self._desires.get(id)
+        desire = (self._desires or {}).get(id)
         if desire is None or self._closed:
             return
         spec, entry = desire.spec, self._journal.entries.get(id)
@@ -290,6 +313,11 @@ class Loop:
         entry = Entry(spec=spec, phase=phase, reason=reason)
         if self._journal.entries.get(id) != entry:
             self._journal.write(id, entry)
+
+
+def _request_of(running: Running) -> SessionRequest:
+    """Return what a driver knows of the request, for a journal that has lost it."""
+    return SessionRequest(name=running.name, owner=running.owner, type=running.type)
 
 
 def _permissions(spec: SessionSpec) -> str | None:

@@ -14,7 +14,7 @@ from typing import TypeAlias, TypeVar
 
 import msgspec
 
-from deskfleet.core.records import Facts, Frozen, Intent, Report
+from deskfleet.core.records import Facts, Frozen, Intent, Report, SessionRequest
 from deskfleet.errors import ProtocolError
 from deskfleet.ports import Picture, Running, SessionSpec
 
@@ -34,7 +34,10 @@ class Observed(Frozen, frozen=True):
 
     report: Report
     running: Running | None = None
-    """What a broker needs to adopt a session that it doesn't know."""
+    """What a broker needs to adopt a session that deskfleet did not create."""
+    request: SessionRequest | None = None
+    """What was asked for, of one that it did create and that the last desired set does not name:
+    with it a broker that has lost the session takes it up again as it was."""
 
 
 class Hello(Frozen, frozen=True, tag="hello"):

@@ -174,14 +174,14 @@ def _is_succeeded(session: Session, report: Report, running: Running | None) -> 
 def _adopt(
     fleet: Fleet, server_id: str, one: Observed, report: Report, now: datetime
 ) -> list[Change]:
-    running = one.running
-    if running is None or report.phase is not Phase.RUNNING:
+    running, request = one.running, _request_of(one)
+    if running is None or request is None or report.phase is not Phase.RUNNING:
         return []
     own_id = one.report.id
     session = Session(
         id=report.id,
         local_id=None if own_id == report.id else own_id,
-        request=SessionRequest(name=running.name, owner=running.owner, type=running.type),
+        request=request,
         created_at=_instant(running.created_at) or now,
         server_id=server_id,
         generation=report.generation,
@@ -191,6 +191,14 @@ def _adopt(
         Put(session, fleet.revision_of(Session, session.id)),
         Put(report, fleet.revision_of(Report, report.id)),
     ]
+
+
+def _request_of(one: Observed) -> SessionRequest | None:
+    """Return what an observed session was asked to be, None before its agent has told it."""
+    running = one.running
+    if is_foreign(one.report) and running is not None:
+        return SessionRequest(name=running.name, owner=running.owner, type=running.type)
+    return one.request
 
 
 def _instant(told: datetime | None) -> datetime | None:
