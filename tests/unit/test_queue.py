@@ -143,6 +143,20 @@ class TestExpiry:
         assert placed.server_id == "n1"
         assert done.oldest is None
 
+    def test_after_a_failed_start_its_time_begins_anew(self) -> None:
+        failed = {"tried": ("n0",), "reason": "no X", "released_at": NOON + LIMITS.wait}
+        fleet = a_fleet(a_wish("a", **failed), *one_server(1))
+        one_pass(fleet, now=NOON + LIMITS.wait)
+        assert fleet.sessions_on("n1") == [fleet.session("a")]
+        fleet = a_fleet(a_wish("a", **failed), a_wish("b", 90))
+        done = one_pass(fleet, now=NOON + LIMITS.wait)
+        assert done.oldest == NOON + LIMITS.wait
+        one_pass(fleet, now=NOON + 2 * LIMITS.wait)
+        assert waiting(fleet) == ["b"]
+        ended = fleet.session("a")
+        assert ended is not None
+        assert ended.reason == "no place came free in time after a start had failed: no X"
+
     def test_it_expires_also_while_a_pass_is_late(self) -> None:
         fleet = a_fleet(a_wish("a", requirements="tag:a = '1'"), a_wish("b"), *one_server(0))
         one_pass(fleet, now=NOON + LIMITS.wait, is_late=lambda: True)

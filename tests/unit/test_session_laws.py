@@ -68,7 +68,7 @@ def take(session: Session, step: Step) -> Session:
         case Step.PLACE:
             return rules.place(session, "beta")
         case Step.RELEASE:
-            return rules.release(session, "no luck")
+            return rules.release(session, NOW, "no luck")
         case Step.STOP:
             return rules.stop(session)
         case Step.END:

@@ -66,7 +66,7 @@ class Pass:
         self.follows_load = False
         """Whether anybody waits for a server with less load."""
         self.oldest: datetime | None = None
-        """Since when the oldest waits that goes on waiting."""
+        """Since when the one waits that has waited longest of those that go on waiting."""
         self.finished = True
         """Whether all that wait, and all newcomers, have been judged."""
         self.outcomes: list[Outcome] = []
@@ -105,8 +105,8 @@ class Pass:
         return tuple(changes)
 
     def _judge_waiting(self, session: Session) -> None:
-        if self._now - session.created_at >= self._limits.wait:
-            self._write(sessions.end(session, self._now, "no place came free in time"))
+        if self._now - sessions.waits_since(session) >= self._limits.wait:
+            self._write(sessions.end(session, self._now, _why_expired(session)))
             return
         since = self._before.get(session.id, _NEVER)
         if not self.finished or (since != self.moment and self._must_stop()):
@@ -134,7 +134,8 @@ class Pass:
 
     def _wait(self, session: Session, since: Moment) -> None:
         self._room -= 1
-        self.oldest = self.oldest or session.created_at
+        began = sessions.waits_since(session)
+        self.oldest = began if self.oldest is None else min(self.oldest, began)
         self.judged[session.id] = since
 
     def _must_stop(self) -> bool:
@@ -194,3 +195,8 @@ class Pass:
 
     def _write(self, session: Session) -> None:
         self._written[session.id] = session
+
+
+def _why_expired(session: Session) -> str:
+    why = "no place came free in time"
+    return f"{why} after a start had failed: {session.reason}" if session.tried else why

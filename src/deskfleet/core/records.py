@@ -82,6 +82,8 @@ class Session(Frozen, frozen=True, tag="session"):
     """Grows with each placement; a report of another generation is not about this one."""
     tried: tuple[str, ...] = ()
     """Servers on which a start has failed, oldest first."""
+    released_at: Instant | None = None
+    """When the last of these starts failed: since then it waits, if it does."""
     adopted: bool = False
     """Found running on its server; we did not create it."""
     local_id: str | None = None

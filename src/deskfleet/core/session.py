@@ -106,10 +106,17 @@ def place(session: Session, server_id: str) -> Session:
     )
 
 
-def release(session: Session, reason: str) -> Session:
+def release(session: Session, at: datetime, reason: str) -> Session:
     """Send a session whose start has failed back to wait for another place."""
     tried = (*session.tried, session.server_id)
-    return _advance(session, Step.RELEASE, server_id=None, tried=tried, reason=reason)
+    return _advance(
+        session, Step.RELEASE, server_id=None, tried=tried, released_at=at, reason=reason
+    )
+
+
+def waits_since(session: Session) -> datetime:
+    """Return since when a waiting session waits."""
+    return session.released_at or session.created_at
 
 
 def stop(session: Session) -> Session:
@@ -170,7 +177,7 @@ def settle(session: Session, report: Report, at: datetime, *, retries: int) -> S
         return end(session, at, session.reason)
     if session.request.disable_retry or len(session.tried) >= retries:
         return end(session, at, report.reason)
-    return release(session, report.reason or "the start failed")
+    return release(session, at, report.reason or "the start failed")
 
 
 def seen(session: Session, report: Report | None, *, reachable: bool) -> Seen:
