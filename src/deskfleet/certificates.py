@@ -1,4 +1,4 @@
-"""The fleet's private certificate authority, the servers' certificates, and TLS settings.
+"""The fleet's private certificate authority, and the servers' certificates.
 
 An authority is a folder of `ca.pem` (0644, to be copied to whoever must trust the fleet) and
 `ca.key` (0600, which never leaves). Without `ca.key` it can be trusted but issues nothing.
@@ -43,9 +43,6 @@ CERTIFICATE_LIFE = timedelta(days=365)
 BACKDATED = timedelta(days=1)
 """Clocks of a fleet differ; a certificate is good on a machine whose clock is behind."""
 
-FORWARD_SECRET_SUITES = "ECDHE+AESGCM:ECDHE+CHACHA20"  # noqa: S105  (no password)
-"""For TLS 1.2; every suite of TLS 1.3 is forward-secret."""
-
 _FULL_NAME_SECONDS = 1.0
 _HOST_NAME = re.compile(r"(\*\.)?[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?", re.ASCII)
 
@@ -83,7 +80,7 @@ def ensure_authority(folder: Path, clock: WallClock) -> Authority:
     with the same key and name, in its last fifth: copies of the old one stay good to its end.
     """
     certificate_path, key_path = folder / "ca.pem", folder / "ca.key"
-    with _setup(folder):
+    with explained(folder):
         folder.mkdir(mode=0o755, parents=True, exist_ok=True)
         # The key is always written first, so a certificate without one was brought here.
         if certificate_path.exists() and not key_path.exists():
@@ -110,7 +107,7 @@ def ensure_server_certificate(
     of this authority and key. An authority that can't issue leaves a pair that is there as it is.
     """
     certificate_path, key_path = folder / f"{name}.pem", folder / f"{name}.key"
-    with _setup(folder):
+    with explained(folder):
         folder.mkdir(mode=0o755, parents=True, exist_ok=True)
         if authority.key is None and not (certificate_path.exists() and key_path.exists()):
             raise SetupFailed(
@@ -157,40 +154,6 @@ def names_of(texts: Sequence[str] | set[str]) -> Names:
             if _HOST_NAME.fullmatch(text):
                 hosts.add(text.lower())
     return Names(frozenset(hosts), frozenset(addresses))
-
-
-def server_context(certificate: Path, key: Path, password: str = "") -> ssl.SSLContext:
-    """Return TLS 1.2 or better for a listener, with forward-secret suites only.
-
-    The key may be readable by its group (as Debian's ssl-cert), not by others.
-    """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    _harden(context)
-    with _setup(key):
-        _refuse_exposed(key, 0o037)
-        try:
-            # Empty where there is none: OpenSSL would ask the terminal for that of a sealed key.
-            context.load_cert_chain(certificate, key, password=password)
-        except OSError as error:  # OpenSSL's errors are of that kind, and name no file
-            raise SetupFailed(f"{certificate} with {key} can't be used: {error}") from error
-    return context
-
-
-def client_context(ca_file: Path | None) -> ssl.SSLContext:
-    """Return TLS that verifies peers: against `ca_file` alone, or against the system's trust."""
-    with _setup(ca_file or Path("the system's certificates")):
-        try:
-            context = ssl.create_default_context(cafile=ca_file)
-        except ssl.SSLError as error:
-            raise SetupFailed(f"{ca_file} holds no certificates: {error}") from error
-    _harden(context)
-    return context
-
-
-def _harden(context: ssl.SSLContext) -> None:
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
-    context.set_ciphers(FORWARD_SECRET_SUITES)
 
 
 def _full_name(resolve: Callable[[], str], limit_seconds: float) -> str:
@@ -330,7 +293,7 @@ def _ensure_key(path: Path) -> ec.EllipticCurvePrivateKey:
             serialization.NoEncryption(),
         )
         _write_once(path, made, 0o600)
-    _refuse_exposed(path, 0o077)
+    refuse_exposed(path, 0o077)
     try:
         key = serialization.load_pem_private_key(path.read_bytes(), password=None)
     except (ValueError, TypeError) as error:
@@ -351,14 +314,15 @@ def _pem(certificate: x509.Certificate) -> bytes:
     return certificate.public_bytes(serialization.Encoding.PEM)
 
 
-def _refuse_exposed(path: Path, forbidden: int) -> None:
+def refuse_exposed(path: Path, forbidden: int) -> None:
+    """Raise `SetupFailed` where a key's mode has any of the forbidden bits."""
     mode = here.exposure(path.stat(), forbidden)
     if mode is not None:
         raise SetupFailed(f"{path} is readable by others (mode {mode}); make it 0600")
 
 
 @contextmanager
-def _setup(place: Path) -> Iterator[None]:
+def explained(place: Path) -> Iterator[None]:
     """Turn what the file system says into a message for a person."""
     try:
         yield

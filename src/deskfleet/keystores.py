@@ -16,8 +16,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.serialization import pkcs12
 
-from deskfleet.certificates import server_context
 from deskfleet.errors import SetupFailed
+from deskfleet.tls import show
 
 _JAVA = {b"\xfe\xed\xfe\xed": "JKS", b"\xce\xce\xce\xce": "JCEKS"}
 _PEM = b"-----BEGIN "
@@ -25,8 +25,8 @@ _DER_SEQUENCE = b"\x30"
 _MAX_BYTES = 1024 * 1024
 
 
-def listener_context(certificate: Path, key: Path | None, password: str) -> ssl.SSLContext:
-    """Return TLS for a listener with the certificate, the ones above it, and the key.
+def show_file(context: ssl.SSLContext, certificate: Path, key: Path | None, password: str) -> None:
+    """Let a listener show a file's certificate and the ones above it.
 
     `key` None: the certificate's file holds it too; PKCS#12 always does. Raises `SetupFailed`.
     """
@@ -34,7 +34,8 @@ def listener_context(certificate: Path, key: Path | None, password: str) -> ssl.
     if _is_pem(content):
         if key is not None:
             _content(key)
-        return server_context(certificate, key or certificate, password)
+        show(context, certificate, key or certificate, password)
+        return
     if key is not None:
         raise SetupFailed(
             f"{certificate} is PKCS#12, which holds its key: leave out the key file {key}"
@@ -55,7 +56,7 @@ def listener_context(certificate: Path, key: Path | None, password: str) -> ssl.
         pems[0].write_bytes(b"".join(_pem(one.certificate) for one in chain))
         pems[1].touch(0o600)
         pems[1].write_bytes(sealed)
-        return server_context(*pems, once)
+        show(context, *pems, once)
 
 
 def trusted(file: Path, password: str = "") -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import ssl
 from pathlib import Path
@@ -14,6 +15,7 @@ from deskfleet.errors import SetupFailed
 from deskfleet.settings import BrokerSettings
 from support.original_files import Brought
 from support.running_broker import running_broker
+from support.waiting import until
 
 
 def trust(*authorities: bytes) -> ssl.SSLContext:
@@ -86,13 +88,34 @@ def test_another_broker_is_trusted_with_what_was_brought_and_with_the_fleets(
     }
     state = tmp_path / "state"
     with running_broker(state, None, **brought) as broker:
-        tls = broker_main.open_tls(state, "broker")
+        tls = broker_main._tls(BrokerSettings(state=state, **brought))
         with_it = broker_main._peer_context(BrokerSettings(**brought), tls)
         without = broker_main._peer_context(BrokerSettings(), tls)
         assert answers(broker.doors.agent_port, with_it)
         assert not answers(broker.doors.agent_port, without)
         # Of a broker that has been brought nothing yet, the doors are like this one's for clients.
         assert answers(broker.doors.client_port, with_it)
+
+
+def test_what_an_administrator_replaces_is_shown_without_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deskfleet.tls.LOOK_SECONDS", 0.05)
+    old, new, file = Brought(), Brought(), tmp_path / "a.p12"
+    file.write_bytes(old.pkcs12("x"))
+    brought: dict[str, Any] = {"agent_certificate_file": file, "agent_key_password": "x"}
+    state = tmp_path / "state"
+    with running_broker(state, None, **brought) as broker:
+        tls = broker_main._tls(BrokerSettings(state=state, **brought))
+        peer = broker_main._peer_context(BrokerSettings(**brought), tls)
+        assert answers(broker.doors.agent_port, trust(old.pem()))
+        draft = tmp_path / "draft"
+        draft.write_bytes(new.pkcs12("x"))
+        draft.replace(file)
+        until(lambda: answers(broker.doors.agent_port, trust(new.pem())))
+        assert not answers(broker.doors.agent_port, trust(old.pem()))
+        asyncio.run(tls.shown.look())
+        assert answers(broker.doors.agent_port, peer)
 
 
 @pytest.mark.parametrize("content", [b"\xfe\xed\xfe\xed", b"nothing"])

@@ -16,13 +16,9 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
-from deskfleet.certificates import (
-    ensure_authority,
-    ensure_server_certificate,
-    machine_names,
-    server_context,
-)
+from deskfleet.certificates import ensure_authority, ensure_server_certificate, machine_names
 from deskfleet.system import SystemClock
+from deskfleet.tls import server_context
 
 NAME = "login.example"
 """What the server's certificate calls it, too; no resolver knows it."""

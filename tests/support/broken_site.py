@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 
-from deskfleet.broker.main import access_only, open_tls
+from deskfleet.broker.main import access_only, own_pair
 from deskfleet.settings import BrokerSettings
 from support.fault_proxy import FaultProxy
 from support.ledger import described
@@ -59,7 +59,7 @@ class Prepared:
 
 
 def prepare(state: Path) -> Prepared:
-    open_tls(state, "broker")
+    own_pair(state)
 
     async def prepared() -> Prepared:
         async with access_only(BrokerSettings(state=state)) as access:

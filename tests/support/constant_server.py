@@ -20,8 +20,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from deskfleet.certificates import server_context
 from deskfleet.listener import bind, listening, port_of
+from deskfleet.tls import server_context
 
 
 class Constant(msgspec.Struct, frozen=True):

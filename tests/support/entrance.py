@@ -23,11 +23,11 @@ from cryptography.x509.oid import NameOID
 from deskfleet.agent.desktop.attendance import Attendance
 from deskfleet.agent.desktop.desktops import Desktop
 from deskfleet.agent.desktop.entrance import MAX_MESSAGE_BYTES, build_entrance
-from deskfleet.certificates import server_context
 from deskfleet.errors import Unavailable
 from deskfleet.listener import bind, listening, port_of
 from deskfleet.ports import TokenCheck
 from deskfleet.system import SystemClock, open_key_file
+from deskfleet.tls import server_context
 
 T = TypeVar("T")
 

@@ -21,14 +21,13 @@ from deskfleet.certificates import (
     CERTIFICATE_LIFE,
     Authority,
     Names,
-    client_context,
     ensure_authority,
     ensure_server_certificate,
     machine_names,
     names_of,
-    server_context,
 )
 from deskfleet.errors import SetupFailed
+from deskfleet.tls import client_context, server_context
 
 NAMES = names_of({"desk1", "desk1.example.org", "localhost", "192.0.2.7", "127.0.0.1", "::1"})
 

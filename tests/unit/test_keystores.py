@@ -13,7 +13,8 @@ import pytest
 
 from deskfleet.errors import SetupFailed
 from deskfleet.gateway_certificates import demand_certificate
-from deskfleet.keystores import listener_context, trusted
+from deskfleet.keystores import show_file, trusted
+from deskfleet.tls import Shown
 from support.original_files import Brought
 
 PASSWORD = "s3cret \u00e4"
@@ -47,6 +48,11 @@ def shown(context: ssl.SSLContext) -> bytes | None:
         certificate = wrapped.getpeercert(binary_form=True)
     thread.join()
     return certificate
+
+
+def listener_context(file: Path, key: Path | None, password: str) -> ssl.SSLContext:
+    shown = Shown(lambda: (file, file))
+    return shown.context(lambda context: show_file(context, file, key, password))
 
 
 class TestListener:

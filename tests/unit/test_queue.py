@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -144,7 +145,11 @@ class TestExpiry:
         assert done.oldest is None
 
     def test_after_a_failed_start_its_time_begins_anew(self) -> None:
-        failed = {"tried": ("n0",), "reason": "no X", "released_at": NOON + LIMITS.wait}
+        failed: dict[str, Any] = {
+            "tried": ("n0",),
+            "reason": "no X",
+            "released_at": NOON + LIMITS.wait,
+        }
         fleet = a_fleet(a_wish("a", **failed), *one_server(1))
         one_pass(fleet, now=NOON + LIMITS.wait)
         assert fleet.sessions_on("n1") == [fleet.session("a")]

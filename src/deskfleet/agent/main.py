@@ -24,13 +24,7 @@ from deskfleet.agent.identity import Identity
 from deskfleet.agent.journal import Journal
 from deskfleet.agent.loop import Loop
 from deskfleet.agent.uplink import Uplink
-from deskfleet.certificates import (
-    client_context,
-    ensure_authority,
-    ensure_server_certificate,
-    machine_names,
-    server_context,
-)
+from deskfleet.certificates import ensure_authority, ensure_server_certificate, machine_names
 from deskfleet.core import permissions
 from deskfleet.core.records import Facts
 from deskfleet.errors import Forbidden, PermissionsInvalid, SetupFailed, Unavailable
@@ -39,6 +33,7 @@ from deskfleet.machine import here
 from deskfleet.ports import ServesClients, SessionDriver
 from deskfleet.settings import AgentSettings
 from deskfleet.system import SystemClock, open_key_file
+from deskfleet.tls import Pair, Shown, client_context
 
 log = logging.getLogger(__name__)
 
@@ -233,9 +228,14 @@ async def _entrance(
     """Let browsers in to the desktops for as long as the context is entered."""
     key = open_key_file(settings.state / "admission.key")
     entrance = build_entrance(desktops, door.check_token, attendance, SystemClock(), key)
-    context = await asyncio.to_thread(_server_context, tls_folder)
-    async with listening(entrance, bound, context, max_message_bytes=MAX_MESSAGE_BYTES):
-        yield
+    shown = await asyncio.to_thread(Shown, lambda: _own_pair(tls_folder))
+    keeping = asyncio.create_task(shown.keep())
+    try:
+        async with listening(entrance, bound, shown.context(), max_message_bytes=MAX_MESSAGE_BYTES):
+            yield
+    finally:
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
 
 
 def _trust(settings: AgentSettings) -> ssl.SSLContext:
@@ -279,12 +279,10 @@ async def _profile(
     )
 
 
-def _server_context(folder: Path) -> ssl.SSLContext:
+def _own_pair(folder: Path) -> Pair:
     clock = SystemClock()
     authority = ensure_authority(folder, clock)
-    return server_context(
-        *ensure_server_certificate(authority, folder, "desktops", clock, machine_names())
-    )
+    return ensure_server_certificate(authority, folder, "desktops", clock, machine_names())
 
 
 def _statement(path: Path | None) -> str | None:

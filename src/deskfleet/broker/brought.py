@@ -5,12 +5,12 @@ A start and `check-config` both ask here. Law: nothing that was asked for is lef
 
 from __future__ import annotations
 
-import ssl
 from pathlib import Path
 
 from deskfleet.errors import SetupFailed
-from deskfleet.keystores import listener_context
+from deskfleet.keystores import show_file
 from deskfleet.settings import BrokerSettings
+from deskfleet.tls import Load
 
 
 def doors(settings: BrokerSettings) -> tuple[str, ...]:
@@ -24,12 +24,13 @@ def setting_of(settings: BrokerSettings, door: str) -> str:
     return certificate if getattr(settings, certificate) is not None else f"{door}_key_file"
 
 
-def shown_at(settings: BrokerSettings, door: str) -> ssl.SSLContext | None:
-    """Return TLS with what is brought for a door; None where nothing is. Raises `SetupFailed`."""
+def shown_at(settings: BrokerSettings, door: str) -> Load | None:
+    """Return what loads what is brought for a door; None where nothing is. Raises `SetupFailed`."""
     certificate: Path | None = getattr(settings, f"{door}_certificate_file")
     key: Path | None = getattr(settings, f"{door}_key_file")
     if certificate is not None:
-        return listener_context(certificate, key, getattr(settings, f"{door}_key_password"))
+        password: str = getattr(settings, f"{door}_key_password")
+        return lambda context: show_file(context, certificate, key, password)
     if key is not None:
         raise SetupFailed(
             f"{door}_key_file needs {door}_certificate_file: a key alone shows nobody"

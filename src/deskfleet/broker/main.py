@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import logging
 import socket
 import ssl
@@ -44,13 +43,7 @@ from deskfleet.broker.web.callers import Rules
 from deskfleet.broker.web.jwks_fetch import JwksFetch
 from deskfleet.broker.web.peers import PeerClient
 from deskfleet.broker.web.throttle import Limits
-from deskfleet.certificates import (
-    client_context,
-    ensure_authority,
-    ensure_server_certificate,
-    machine_names,
-    server_context,
-)
+from deskfleet.certificates import ensure_authority, ensure_server_certificate, machine_names
 from deskfleet.core.queue import QueueLimits
 from deskfleet.core.records import Broker
 from deskfleet.errors import SetupFailed, StoreFailed, Unavailable
@@ -60,6 +53,7 @@ from deskfleet.listener import bind, listening, port_of
 from deskfleet.ports import Store
 from deskfleet.settings import BrokerSettings
 from deskfleet.system import SystemClock, SystemIds, open_key_file
+from deskfleet.tls import Pair, Shown, client_context
 
 log = logging.getLogger(__name__)
 
@@ -69,12 +63,13 @@ AUTHORITY_FILE = "ca.pem"
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """What each door shows, and whom this fleet's own certificates are of."""
+    """TLS of each door, and whom this fleet's own certificates are of."""
 
+    shown: Shown
     clients: ssl.SSLContext
     agents: ssl.SSLContext
-    ca_file: Path
     gateways: ssl.SSLContext
+    ca_file: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,32 +123,23 @@ def why_exposed(state: Path) -> str | None:
     )
 
 
-def open_tls(state: Path, name: str) -> Tls:
-    """Have certificates for this machine, made now where they are missing."""
-    clock = SystemClock()
-    authority = ensure_authority(state / AUTHORITY_FOLDER, clock)
-    certificate, key = ensure_server_certificate(
-        authority, state / AUTHORITY_FOLDER, name, clock, machine_names()
-    )
-    own = server_context(certificate, key)
-    return Tls(
-        own,
-        own,
-        state / AUTHORITY_FOLDER / AUTHORITY_FILE,
-        # Of their own: what may be asked of gateways is not asked of agents and clients.
-        server_context(certificate, key),
-    )
+def own_pair(state: Path) -> Pair:
+    """Have the fleet's own certificate for this machine, issued now where that is due."""
+    clock, folder = SystemClock(), state / AUTHORITY_FOLDER
+    authority = ensure_authority(folder, clock)
+    return ensure_server_certificate(authority, folder, "broker", clock, machine_names())
 
 
 def _tls(settings: BrokerSettings) -> Tls:
     """Have what each door shows: what the administrator brings, else the fleet's own."""
-    own = open_tls(settings.state, "broker")
-    shown = {door: brought.shown_at(settings, door) for door in brought.doors(settings)}
-    tls = dataclasses.replace(
-        own,
-        clients=shown["client"] or own.clients,
-        agents=shown["agent"] or own.agents,
-        gateways=shown.get("gateway") or own.gateways,
+    shown = Shown(lambda: own_pair(settings.state))
+    loads = {door: brought.shown_at(settings, door) for door in brought.doors(settings)}
+    tls = Tls(
+        shown,
+        clients=shown.context(loads["client"]),
+        agents=shown.context(loads["agent"]),
+        gateways=shown.context(loads.get("gateway")),
+        ca_file=settings.state / AUTHORITY_FOLDER / AUTHORITY_FILE,
     )
     trust = brought.gateway_trust(settings)
     if trust is not None:
@@ -300,6 +286,7 @@ async def _parts(
         lambda: housekeeping.poll(settings.poll_seconds),
         housekeeping.sweep,
         pokes.run,
+        tls.shown.keep,
     ]
     async with (
         http,
@@ -323,11 +310,13 @@ async def _parts(
 
 def _peer_context(settings: BrokerSettings, tls: Tls) -> ssl.SSLContext:
     """Return TLS to the agent ports of other brokers, which may show what is brought here."""
-    context = client_context(tls.ca_file)
-    if settings.agent_certificate_file is not None:
+    context, file = client_context(tls.ca_file), settings.agent_certificate_file
+    if file is not None:
         context.load_default_certs()
-        theirs = trusted(settings.agent_certificate_file, settings.agent_key_password)
-        context.load_verify_locations(cadata=theirs)
+        password = settings.agent_key_password
+        tls.shown.follow(
+            context, lambda one: one.load_verify_locations(cadata=trusted(file, password))
+        )
         # Of a certificate that is signed by itself, or without its authority, nothing else is here.
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     return context

@@ -13,6 +13,7 @@ from deskfleet.cli.config_report import File, Form, Output, report
 from deskfleet.errors import SetupFailed
 from deskfleet.keystores import trusted
 from deskfleet.settings import BrokerSettings
+from deskfleet.tls import empty_context
 
 
 def check_config(file: File, output: Output = Form.text) -> None:
@@ -33,11 +34,17 @@ def _wrong(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield setting, error.message
 
 
+def _show(settings: BrokerSettings, door: str) -> None:
+    load = brought.shown_at(settings, door)
+    if load is not None:
+        load(empty_context())
+
+
 def _attempts(settings: BrokerSettings) -> Iterator[tuple[str, Callable[[], object]]]:
     """Give what a start does with the settings, each with the one that would be to blame."""
     yield "store", partial(supported, store_url(settings))
     for door in brought.doors(settings):
-        yield brought.setting_of(settings, door), partial(brought.shown_at, settings, door)
+        yield brought.setting_of(settings, door), partial(_show, settings, door)
     yield "enable_tls_client_auth_gateway", partial(brought.gateway_trust, settings)
     trust = settings.gateway_trust_file
     if trust is not None and settings.enable_gateway and settings.enable_tls_client_auth_gateway:
