@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
+import shlex
 import shutil
 import socket
 import stat
@@ -18,6 +20,7 @@ import pytest
 
 from support.programs import Portal, Program, announced, free_ports, trust, up
 from support.users import ordinary_user
+from support.waiting import until
 
 
 def _failure(*arguments: str) -> str:
@@ -207,6 +210,38 @@ def test_open_makes_a_session_and_prints_a_link_that_works(tmp_path: Path) -> No
         answer = httpx.get(link, verify=trust(broker.ca_file), trust_env=False)
         assert answer.status_code == 200
         portal = Portal.of(broker)
+        portal.delete_all()
+        portal.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("Xvnc") is None, reason="takes root and Xvnc")
+def test_root_is_told_how_to_open_a_desktop_of_somebody_else(tmp_path: Path) -> None:
+    user = ordinary_user("dfalice").pw_name
+    errors = tmp_path / "state.stderr"
+    with up(tmp_path / "state", "--open", driver="xvnc") as (program, broker):
+        until(lambda: "\n" in errors.read_text())
+        said = errors.read_text().strip()
+        assert said.startswith("deskfleet: root may own no desktop here; for somebody else: ")
+        arguments = shlex.split(said)
+        options = arguments[arguments.index("create-session") + 1 :]
+        assert pwd.getpwnam(options[options.index("--owner") + 1]).pw_uid >= 1000
+        done = subprocess.run(
+            [sys.executable, "-m", "deskfleet", "create-session", *options, "--output", "json"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        assert '"State": "READY"' in done.stdout
+        portal = Portal.of(broker)
+        portal.delete_all()
+        portal.close()
+    behind = {"SUDO_USER": user}
+    with up(tmp_path / "state", "--open", driver="xvnc", environment=behind) as (program, broker):
+        assert program.first_line().startswith("https://")
+        portal = Portal.of(broker)
+        [session] = portal.call("/describeSessions")["Sessions"][-1:]
+        assert session["Owner"] == user
         portal.delete_all()
         portal.close()
 

@@ -14,7 +14,8 @@ from typing import Annotated
 import typer
 
 from deskfleet.cli.connection import Invocation
-from deskfleet.cli.sessions import await_state, current_user, require_ready
+from deskfleet.cli.person import current_user
+from deskfleet.cli.sessions import await_state, require_ready
 from deskfleet.client.links import link
 from deskfleet.client.shapes import Session
 

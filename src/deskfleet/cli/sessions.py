@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import base64
 import csv
-import getpass
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ import msgspec
 import typer
 
 from deskfleet.cli.connection import Invocation
+from deskfleet.cli.person import current_user
 from deskfleet.client.shapes import (
     CreateSessionRequestData,
     CreateSessionsResponse,
@@ -272,13 +272,6 @@ def require_ready(run: Invocation, id: str, session: Session | None) -> None:
     found = "gone" if session is None else session.state
     reason = (session.state_reason if session else None) or "it did not become READY in time"
     raise run.output.failure(f"{id} is {found}: {reason}")
-
-
-def current_user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError) as error:
-        raise SetupFailed("the current user has no name here: give --owner or --user") from error
 
 
 def one_id(argument: str | None, option: str | None) -> str:

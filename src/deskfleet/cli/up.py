@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import dataclasses
 import fcntl
-import getpass
 import os
 import shlex
 import socket
@@ -32,11 +31,12 @@ from deskfleet.agent.main import Agent
 from deskfleet.broker import main as broker_main
 from deskfleet.broker.main import Doors
 from deskfleet.broker.service.sessions import SessionView
+from deskfleet.cli.person import current_user, program
 from deskfleet.cli.program import log_to, run
 from deskfleet.core.placement import Refusal
 from deskfleet.core.records import ApiClient, SessionRequest, Type
 from deskfleet.core.session import State
-from deskfleet.errors import SetupFailed
+from deskfleet.errors import SetupFailed, StartFailed
 from deskfleet.settings import (
     AGENT_PORT,
     CLIENT_PORT,
@@ -202,6 +202,13 @@ async def _announce(
     else:
         _tell(announcement, state, wishes)
     if wishes.open:
+        if _somebody(wishes) is not None:
+            typer.echo(
+                f"deskfleet: {current_user()} may own no desktop here; for somebody else:"
+                f" {_command_line(state, wishes)}",
+                err=True,
+            )
+            return
         link = await _open(doors, stop)
         if link is not None:
             typer.echo(link if wishes.output is Output.json else f"\nYour desktop: {link}")
@@ -239,9 +246,8 @@ def _known_client(path: Path, doors: Doors) -> str | None:
 
 def _tell(announcement: Announcement, state: Path, wishes: Wishes) -> None:
     console = Console(soft_wrap=True, highlight=False)
-    port = announcement.url.rpartition(":")[2]
     rows = {
-        "API": f"{announcement.url}   (elsewhere: https://{socket.getfqdn()}:{port})",
+        "API": announcement.url + _elsewhere(announcement.url),
         "Desktops": announcement.desktops_url,
         "Authority": announcement.ca_file,
         "Client id": announcement.client_id,
@@ -255,7 +261,7 @@ def _tell(announcement: Announcement, state: Path, wishes: Wishes) -> None:
     console.print("\nGet a token:\n")
     console.print(f"  {_curl_line(announcement)}", markup=False)
     console.print("\nOr let the command line do it:\n")
-    console.print(f"  {_command_line(state)}", markup=False)
+    console.print(f"  {_command_line(state, wishes)}", markup=False)
     warning = _owners_warning(wishes)
     if warning:
         console.print(f"\n[yellow]{warning}[/yellow]")
@@ -272,9 +278,27 @@ def _curl_line(announcement: Announcement) -> str:
     )
 
 
-def _command_line(state: Path) -> str:
+def _elsewhere(url: str) -> str:
+    """Say where other machines find what this one finds at localhost."""
+    name, port = socket.getfqdn(), url.rpartition(":")[2]
+    return "" if name.startswith("localhost") else f"   (elsewhere: https://{name}:{port})"
+
+
+def _command_line(state: Path, wishes: Wishes) -> str:
     where = "" if state == default_state() else f" --state {shlex.quote(str(state))}"
-    return f"deskfleet create-session --name first{where} --wait"
+    owner = _somebody(wishes)
+    whose = "" if owner is None else f" --owner {shlex.quote(owner)}"
+    return f"{program()} create-session --name first{whose}{where} --wait"
+
+
+def _somebody(wishes: Wishes) -> str | None:
+    """Return who may own a session, where the one who types may not."""
+    policy = OwnerPolicy(os.geteuid(), wishes.allow_root_sessions)
+    try:
+        policy.check(current_user())
+    except StartFailed:
+        return next(iter(policy.ordinary_users()), None)
+    return None
 
 
 def _owners_warning(wishes: Wishes) -> str | None:
@@ -290,7 +314,7 @@ def _owners_warning(wishes: Wishes) -> str | None:
 
 async def _open(doors: Doors, stop: asyncio.Event) -> str | None:
     """Create a session for the current user and return the link to its desktop."""
-    owner = getpass.getuser()
+    owner = current_user()
     sessions = doors.house.sessions
     request = SessionRequest(name=f"{owner}'s desktop", owner=owner, type=Type.VIRTUAL)
     (outcome,) = await sessions.create([request])
