@@ -82,6 +82,25 @@ class TestRequestParameters:
         assert desire is not None
         assert {name: getattr(desire.spec.request, name) for name in told} == told
 
+    @pytest.mark.own_broker
+    @pytest.mark.parametrize(
+        ("prose", "member", "value"),
+        [("MaxConcurrents", "MaxConcurrentClients", 3), ("DcvGLEnabled", "DcvGlEnabled", True)],
+    )
+    def test_the_spelling_of_the_prose_is_taken_for_that_of_the_example(
+        self, api: Api, owner: str, server: PlayedServer, prose: str, member: str, value: object
+    ) -> None:
+        session_id = api.ready(owner, **{prose: value}, **on(server))
+        desire = server.desire(session_id)
+        assert desire is not None
+        asked = desire.spec.request
+        assert value in {asked.max_concurrent_clients, asked.dcv_gl_enabled}
+        item = api.item(owner, Requirements="tag:nowhere = 'x'")
+        (refused,) = api.call("createSessions", [{**item, prose: value}])["UnsuccessfulList"]
+        assert refused["CreateSessionRequestData"] == {**item, member: value}
+        both = {**item, prose: value, member: value}
+        assert api.refused("createSessions", [both]) == f'Duplicate field "{member}"'
+
     def test_max_concurrent_clients_is_shown(self, api: Api, owner: str) -> None:
         session_id = api.ready(owner, MaxConcurrentClients=2)
         assert (api.describe(session_id) or {})["MaxConcurrentClients"] == 2

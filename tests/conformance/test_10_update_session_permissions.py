@@ -44,6 +44,16 @@ class TestRequestParameters:
 
         until(lambda: told() == PERMISSIONS)
 
+    @pytest.mark.own_broker
+    def test_permission_file_is_taken_for_permissions_file(
+        self, api: Api, owner: str, session: str
+    ) -> None:
+        """The first is the spelling of the prose, the second that of the example."""
+        item = {"SessionId": session, "Owner": owner, "PermissionFile": PERMISSIONS}
+        assert api.call("sessionPermissions", [item])["SuccessfulList"] == [{"SessionId": session}]
+        both = {**item, "PermissionsFile": PERMISSIONS}
+        assert api.refused("sessionPermissions", [both]) == 'Duplicate field "PermissionsFile"'
+
     @pytest.mark.parametrize("member", ["SessionId", "Owner", "PermissionsFile"])
     def test_required(self, api: Api, owner: str, session: str, member: str) -> None:
         item = {"SessionId": session, "Owner": owner, "PermissionsFile": PERMISSIONS}

@@ -117,6 +117,57 @@ class TestBody:
             bodies.decode_body(b'[{"MaxDepth": 1}]', list[shapes.GetSessionScreenshotRequestData])
         assert caught.value.message == 'Unrecognized field "MaxDepth"'
 
+    @pytest.mark.parametrize(
+        ("sent", "meant"),
+        [
+            (b'[{"MaxConcurrents": 2}]', {"max_concurrent_clients": 2}),
+            (b'[{"DcvGLEnabled": false}]', {"dcv_gl_enabled": False}),
+            (
+                b'[{"DcvGLEnabled" : true, "Name": "\\u00e9", "MaxConcurrents":null}]',
+                {"dcv_gl_enabled": True, "name": "é"},
+            ),
+        ],
+    )
+    def test_a_spelling_of_the_guides_prose_is_taken_for_the_descriptions(
+        self, sent: bytes, meant: dict[str, Any]
+    ) -> None:
+        (asked,) = bodies.decode_body(sent, list[shapes.CreateSessionRequestData])
+        assert asked == shapes.CreateSessionRequestData(**meant)
+
+    def test_permission_file_is_the_permissions_file_of_an_update(self) -> None:
+        body = b'[{"PermissionFile": "x"}]'
+        (asked,) = bodies.decode_body(body, list[shapes.UpdateSessionPermissionsRequestData])
+        assert asked == shapes.UpdateSessionPermissionsRequestData(permissions_file="x")
+
+    @pytest.mark.parametrize(
+        ("body", "told"),
+        [
+            (
+                b'[{"MaxConcurrents": 1, "MaxConcurrentClients": 1}]',
+                'Duplicate field "MaxConcurrentClients"',
+            ),
+            (b'[{"DcvGLEnabled": true, "DcvGLEnabled": true}]', 'Duplicate field "DcvGlEnabled"'),
+            (b'[{"PermissionFile": "x"}]', 'Unrecognized field "PermissionFile"'),
+            (
+                b'[{"MaxConcurrents": 1, "maxConcurrents": 1}]',
+                'Unrecognized field "maxConcurrents"',
+            ),
+            (
+                b'[{"MaxConcurrents": "1"}]',
+                "[0].MaxConcurrentClients: Expected int | null, got str",
+            ),
+            (b'[{"MaxConcurrents": NaN}]', "The body is not valid JSON in UTF-8."),
+            (b'[{"MaxConcurrents": 1, "Name": "\xff"}]', "The body is not valid JSON in UTF-8."),
+            (b'[{"MaxConcurrents": %s}]' % (b"1" * 5_000), "The body is not valid JSON in UTF-8."),
+            (b'[{"MaxConcurrents": ' + b"[" * 100_000, "The body is nested too deeply."),
+        ],
+        ids=lambda value: repr(value)[:48],
+    )
+    def test_a_spelling_of_the_guides_prose_opens_no_other_door(
+        self, body: bytes, told: str
+    ) -> None:
+        assert complaint(body) == told
+
     @pytest.mark.parametrize("name", ["X` - at `$[7]", "X`\n", "x" * 5_000, "\x1b[2J", "é"])
     def test_a_hostile_member_name_stays_one_short_line(self, name: str) -> None:
         body = json.dumps([{name: 1}]).encode()
@@ -257,7 +308,12 @@ class TestRequest:
         assert isinstance(taken, records.SessionRequest)
 
     def test_a_refused_entry_goes_back_as_it_came(self) -> None:
-        asked = entry(Type="tablet", EnqueueRequest=False, InitFilePath="/dcv/script.sh")
+        asked = entry(
+            Type="tablet",
+            EnqueueRequest=False,
+            InitFilePath="/dcv/script.sh",
+            MaxConcurrents=2,
+        )
         failed = shapes.UnsuccessfulCreateSessionRequestData(
             create_session_request_data=asked, failure_reason="no"
         )
@@ -266,6 +322,7 @@ class TestRequest:
             "Type": "tablet",
             "EnqueueRequest": False,
             "InitFilePath": "/dcv/script.sh",
+            "MaxConcurrentClients": 2,
         }
 
 

@@ -3,7 +3,8 @@
 Laws: what can't be read as a whole raises `Invalid` with one line that names the member, and no
 value of the body comes back in that line; one entry of a batch that can't be granted is a
 `Refusal`, so that the other entries live. An unknown member is answered with the words
-`Unrecognized field "X"`: clients look for them, and ask again without it.
+`Unrecognized field "X"`: clients look for them, and ask again without it. A spelling that the
+developer guide uses in its prose alone is taken for that of the description.
 
 Must not: look at the fleet, or judge requirements and permissions (the core does).
 """
@@ -13,11 +14,16 @@ from __future__ import annotations
 import functools
 import json
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar, get_origin
 
 import msgspec
 
-from deskfleet.broker.web.shapes import MAX_ENTRIES, CreateSessionRequestData
+from deskfleet.broker.web.shapes import (
+    MAX_ENTRIES,
+    CreateSessionRequestData,
+    UpdateSessionPermissionsRequestData,
+)
 from deskfleet.core.placement import Refusal
 from deskfleet.core.records import SessionRequest, Type
 from deskfleet.errors import Invalid
@@ -26,6 +32,18 @@ T = TypeVar("T")
 
 MAX_NAME_BYTES = 256
 TYPES = frozenset(str(each) for each in Type)
+
+PROSE: dict[Any, dict[str, str]] = {
+    list[CreateSessionRequestData]: {
+        "MaxConcurrents": "MaxConcurrentClients",
+        "DcvGLEnabled": "DcvGlEnabled",
+    },
+    list[UpdateSessionPermissionsRequestData]: {"PermissionFile": "PermissionsFile"},
+}
+"""Members as the prose of the developer guide spells them, and as all the rest does.
+
+They are no members of their own: generators of clients would make one name of two.
+"""
 
 _UNKNOWN_MEMBER = re.compile(
     r"Object contains unknown field `(.*?)(?:`(?: - at `\$[^`]*`)?)?", re.DOTALL
@@ -43,15 +61,18 @@ def decode_body(body: bytes, type: type[T]) -> T:
     if not body and get_origin(type) is not list:
         body = b"{}"
     hashable: Any = type
+    prose = PROSE.get(type, {})
     try:
+        if any(f'"{name}"'.encode() in body for name in prose):
+            body = json.dumps(_members_once(body, prose)).encode()
         decoded: T = _decoder(hashable).decode(body)
         # msgspec lets the last of two equal members win; another reader may see the first.
         # Two members take two colons, which most bodies don't have.
         if body.count(b":") > 1:
-            json.loads(body, object_pairs_hook=_refuse_duplicates)
+            _members_once(body, {})
     except msgspec.ValidationError as error:
         raise Invalid(_explain(str(error))) from None
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, ValueError):
         raise Invalid("The body is not valid JSON in UTF-8.") from None
     except RecursionError:
         raise Invalid("The body is nested too deeply.") from None
@@ -91,11 +112,20 @@ def _decoder(type: Any) -> msgspec.json.Decoder[Any]:
     return msgspec.json.Decoder(limited)
 
 
-def _refuse_duplicates(members: list[tuple[str, Any]]) -> None:
-    names = [name for name, _ in members]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise Invalid(f'Duplicate field "{twice}"')
+def _members_once(body: bytes, spellings: Mapping[str, str]) -> Any:
+    """Read a body whose objects have each member once, those in `spellings` by their other name.
+
+    Raises `Invalid` for a member that stands twice.
+    """
+
+    def members_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [spellings.get(name, name) for name, _ in pairs]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise Invalid(f'Duplicate field "{twice}"')
+        return dict(zip(names, (value for _, value in pairs), strict=True))
+
+    return json.loads(body.decode(), object_pairs_hook=members_of)
 
 
 def _explain(problem: str) -> str:
