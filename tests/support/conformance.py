@@ -1,8 +1,8 @@
 """What the conformance suite speaks with: a broker at any base URL, strictly held to its word.
 
-Every answer is held against the API description: no unknown member, no wrong type, nothing
-missing that is promised. A broker of our own can be made to meet any condition; of a foreign one
-the suite asks only what a client can bring about.
+Every answer, failures included, is held against the API description: no unknown member, no wrong
+type, nothing missing that is promised, no status that isn't described. A broker of our own can be
+made to meet any condition; of a foreign one the suite asks only what a client can bring about.
 """
 
 from __future__ import annotations
@@ -26,16 +26,6 @@ from support.programs import LiveBroker, free_ports, trust, up
 from support.waiting import until
 
 UNKNOWN_ID = "00000000-0000-4000-8000-000000000000"
-ANSWERS = {
-    "closeServers": "CloseServersResponse",
-    "createSessions": "CreateSessionsResponse",
-    "describeServers": "DescribeServersResponse",
-    "describeSessions": "DescribeSessionsResponse",
-    "deleteSessions": "DeleteSessionsResponse",
-    "getSessionScreenshots": "GetSessionScreenshotsResponse",
-    "openServers": "OpenServersResponse",
-    "sessionPermissions": "UpdateSessionPermissionsResponse",
-}
 
 
 @dataclass(frozen=True)
@@ -66,12 +56,22 @@ class Api:
         self.target = target
         self.description = openapi.description()
         self.http = httpx.Client(
-            base_url=target.url, verify=trust(target.ca_file), timeout=60, trust_env=False
+            base_url=target.url,
+            verify=trust(target.ca_file),
+            timeout=60,
+            trust_env=False,
+            event_hooks={"response": [self._hold_to_its_word]},
         )
         self._token = self.token()
 
     def close(self) -> None:
         self.http.close()
+
+    def _hold_to_its_word(self, answer: httpx.Response) -> None:
+        answer.read()
+        # What is always there, and how failures look, is our promise; another broker may differ.
+        if self.target.is_own or answer.status_code == 200:
+            assert openapi.faults(self.description, answer, whole=self.target.is_own) == []
 
     def ask_for_token(self, **request: Any) -> httpx.Response:
         """Post to the token endpoint, by default as the guide does."""
@@ -93,20 +93,12 @@ class Api:
         return self.http.request(method, path, headers=headers, **request)
 
     def call(self, operation: str, body: Any = None) -> Any:
-        """Call one of the operations with a body; its answer fulfils all that is promised."""
+        """Call one of the operations with a body; it answers 200."""
         method = "PUT" if operation == "sessionPermissions" else "POST"
         request = {} if body is None else {"json": body}
         answer = self.send(method, f"/{operation}", **request)
         assert answer.status_code == 200, f"{answer.status_code} {answer.text}"
-        assert answer.headers["content-type"].partition(";")[0] == "application/json"
-        content = answer.json()
-        self._check(content, ANSWERS[operation])
-        return content
-
-    def _check(self, content: Any, name: str) -> None:
-        # What is always there is our promise; another broker may leave out what it likes.
-        whole = self.target.is_own
-        assert openapi.violations(self.description, content, name, whole=whole) == []
+        return answer.json()
 
     def refused(self, operation: str, body: Any) -> str:
         """Return why a call is refused as a whole with 400."""
@@ -189,9 +181,7 @@ class Api:
     def connection_data(self, session_id: str, user: str) -> dict[str, Any]:
         answer = self.connection(session_id, user)
         assert answer.status_code == 200, answer.text
-        content = answer.json()
-        self._check(content, "GetSessionConnectionDataResponse")
-        return dict(content)
+        return dict(answer.json())
 
     # Servers
 

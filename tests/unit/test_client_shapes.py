@@ -22,7 +22,7 @@ OTHER_NAMES = {
     "DeleteSessionUnsuccessfulResponse": "UnsuccessfulSession",
     "UpdateSessionPermissionsUnsuccessfulResponse": "UnsuccessfulSession",
 }
-NOT_OF_AN_OPERATION = {"AccessToken", "Error"}
+NOT_OF_AN_OPERATION = {"AccessToken", "Error", "OAuthError"}
 """The transport reads these itself."""
 DESCRIBED = sorted(set(openapi.schemas(API)) - NOT_OF_AN_OPERATION)
 

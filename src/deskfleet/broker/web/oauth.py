@@ -23,7 +23,7 @@ from deskfleet.broker.service.access import Access
 from deskfleet.broker.web import rendering
 from deskfleet.broker.web.limits import MAX_FORM_BYTES, body_of
 from deskfleet.broker.web.problems import refusal
-from deskfleet.broker.web.shapes import AccessToken
+from deskfleet.broker.web.shapes import AccessToken, OAuthError
 from deskfleet.broker.web.throttle import Throttle, too_many
 from deskfleet.errors import Forbidden, Invalid, Unauthenticated
 
@@ -171,11 +171,15 @@ async def _form(request: Request) -> Form:
 
 
 def _error(
-    status: int, error: str, description: str = "", *, headers: Mapping[str, str] | None = None
+    status: int,
+    error: str,
+    description: str | None = None,
+    *,
+    headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """Answer as RFC 6749 has it (section 5.2)."""
-    body = {"error": error, **({"error_description": description} if description else {})}
-    answer = _secret(msgspec.json.encode(body), status)
+    answer = _secret(
+        rendering.encode(OAuthError(error=error, error_description=description)), status
+    )
     answer.headers.update(headers or {})
     return answer
 

@@ -138,6 +138,13 @@ class Error(Answer, frozen=True, rename=None):
     error: str
 
 
+class OAuthError(Answer, frozen=True, rename=None):
+    """RFC 6749, section 5.2."""
+
+    error: str
+    error_description: str | None = None
+
+
 class AccessToken(Answer, frozen=True, rename=None):
     access_token: str
     token_type: BearerName
