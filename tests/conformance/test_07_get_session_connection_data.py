@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import uuid
 from urllib.parse import urlsplit
 
 import jwt
@@ -38,10 +39,23 @@ class TestRequestParameters:
         assert api.connection_data(session, user)["ConnectionToken"]
 
     @pytest.mark.own_broker
-    def test_user_may_stand_raw_in_the_path(self, api: Api, session: str) -> None:
-        answer = api.send("GET", f"/sessionConnectionData/{session}/DOMAIN\\user@example.com")
-        token = answer.json()["ConnectionToken"]
-        assert claims(token)["dcvSessionUser"] == "DOMAIN\\user@example.com"
+    @pytest.mark.parametrize("user", ["DOMAIN\\user@example.com", "DOMAIN/user", "/", "a//b"])
+    def test_user_may_stand_raw_in_the_path(self, api: Api, session: str, user: str) -> None:
+        answer = api.send("GET", f"/sessionConnectionData/{session}/{user}")
+        assert claims(answer.json()["ConnectionToken"])["dcvSessionUser"] == user
+
+    @pytest.mark.own_broker
+    @pytest.mark.parametrize("form", ["a/{}", "/{}", "{}/", "a/b c%2F{}", "ü?#{}"])
+    def test_session_id_of_any_characters_is_encoded_whole(
+        self, api: Api, owner: str, play: Play, form: str
+    ) -> None:
+        server = play()
+        session_id = form.format(uuid.uuid4())
+        server.show(session_id, owner)
+        api.wait(session_id, "READY")
+        data = api.connection_data(session_id, "DOMAIN/user")
+        assert data["Session"]["Id"] == session_id
+        assert claims(data["ConnectionToken"])["dcvSessionUser"] == "DOMAIN/user"
 
 
 class TestResponseParameters:

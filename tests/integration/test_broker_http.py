@@ -507,6 +507,20 @@ class TestUsers:
             assert "user" in reason(answer, 400)
             assert "not found" not in answer.text
 
+    @pytest.mark.parametrize(
+        "path",
+        [
+            "/sessionConnectionData/ready%2Falice",
+            "/sessionConnectionData%2Fready/alice",
+            "/sessionConnectionData//alice",
+        ],
+    )
+    def test_an_encoded_slash_parts_nothing(self, http: httpx.Client, path: str) -> None:
+        assert reason(http.get(path), 404) == "there is nothing at this path"
+
+    def test_a_session_id_that_is_no_text(self, http: httpx.Client) -> None:
+        assert "sessionId" in reason(http.get("/sessionConnectionData/%FF/alice"), 400)
+
     def test_sessions_that_are_not_there_or_not_ready(
         self, broker: RunningBroker, http: httpx.Client
     ) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from urllib.parse import unquote_to_bytes
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -195,7 +196,7 @@ class Api:
         )
 
     async def get_session_connection_data(self, request: Request) -> Response:
-        session_id, user = request.path_params["sessionId"], request.path_params["user"]
+        session_id, user = _decoded(request, "sessionId"), _decoded(request, "user")
         if not 0 < len(user) <= MAX_USER or _UNFIT.search(user):
             # It travels in a token and in XML, and is nobody's name.
             raise Invalid("the user is empty, too long, or holds characters that can't be printed")
@@ -327,6 +328,15 @@ def _known_to(mine: str | None, facts: Facts) -> Facts:
         return facts
     users = tuple(name for name in facts.host.logged_in_users if name == mine)
     return replace(facts, host=replace(facts.host, logged_in_users=users))
+
+
+def _decoded(request: Request, name: str) -> str:
+    """Return a part of the path. Raises `Invalid`."""
+    encoded: str = request.path_params[name]
+    try:
+        return unquote_to_bytes(encoded.encode("latin-1")).decode()
+    except UnicodeDecodeError:
+        raise Invalid(f"the {name} in the path is not percent-encoded UTF-8") from None
 
 
 def _itself(place: Place) -> Place:

@@ -8,7 +8,6 @@ what happened is logged in one line.
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -52,7 +51,8 @@ CLIENT_CLOSED = 499
 class Door:
     """One door as an ASGI application: a path without parameters is found in one step.
 
-    All else is Starlette's to find: parameters, WebSockets, and what is not there.
+    All else is Starlette's to find: parameters, which stay as they were encoded, WebSockets, and
+    what is not there.
     """
 
     def __init__(self, fixed: Mapping[tuple[str, str], Endpoint], starlette: Starlette) -> None:
@@ -62,7 +62,9 @@ class Door:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         endpoint = self._fixed.get((scope.get("method", ""), scope["path"]))
         if endpoint is None:
-            await self._starlette(scope, receive, send)
+            # Parted before it is decoded: what a client has encoded may hold a slash.
+            path = str(scope["raw_path"], "latin-1")
+            await self._starlette({**scope, "path": path}, receive, send)
         else:
             response = await endpoint(Request(scope, receive, send))
             await response(scope, receive, send)
@@ -96,7 +98,10 @@ def gateway_app(house: House, limits: Limits) -> Door:
 
 def _app(guard: Guard, routes: Iterable[Route], *more: BaseRoute) -> Door:
     guarded = {(route.method, route.path): guard.around(route) for route in routes}
-    served = [_served(method, path, endpoint) for (method, path), endpoint in guarded.items()]
+    served = [
+        StarletteRoute(path, endpoint, methods=[method])
+        for (method, path), endpoint in guarded.items()
+    ]
     # The exception handlers are for what happens outside of a route.
     handlers: dict[Any, Any] = {
         404: lambda request, error: refusal(404, "there is nothing at this path"),
@@ -107,14 +112,6 @@ def _app(guard: Guard, routes: Iterable[Route], *more: BaseRoute) -> Door:
     app.router.redirect_slashes = False
     fixed = {where: endpoint for where, endpoint in guarded.items() if "{" not in where[1]}
     return Door(fixed, app)
-
-
-def _served(method: str, path: str, endpoint: Endpoint) -> StarletteRoute:
-    route = StarletteRoute(path, endpoint, methods=[method])
-    # A name may hold a line break, which `.` doesn't find, and end in one, which `$` passes over.
-    whole = route.path_regex.pattern.removesuffix("$") + r"\Z"
-    route.path_regex = re.compile(whole, re.DOTALL)
-    return route
 
 
 class Guard:

@@ -64,7 +64,7 @@ def client_routes(api: Api, oauth: OAuth, pages: Pages) -> tuple[Route, ...]:
         ),
         Route(
             "GET",
-            # A user may hold a slash, which arrives decoded.
+            # Some clients put a user there as it is, with its slashes.
             "/sessionConnectionData/{sessionId}/{user:path}",
             Caller.CLIENT,
             api.get_session_connection_data,
