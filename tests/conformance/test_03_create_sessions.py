@@ -34,8 +34,28 @@ class TestRequestParameters:
     def test_name(self, api: Api, owner: str) -> None:
         assert api.create(owner, Name="a session name")["Name"] == "a session name"
 
+    @pytest.mark.own_broker
+    @pytest.mark.parametrize("name", ["-rf", "é" * 256, "桌面" * 128])
+    def test_name_of_up_to_256_characters_whatever_the_first(
+        self, api: Api, owner: str, name: str
+    ) -> None:
+        session_id = api.ready(owner, Name=name)
+        assert (api.describe(session_id) or {})["Name"] == name
+
+    @pytest.mark.own_broker
+    @pytest.mark.parametrize("member", ["Name", "Owner"])
+    def test_name_and_owner_of_more_than_256_characters(
+        self, api: Api, owner: str, member: str
+    ) -> None:
+        told = api.failure(owner, **{member: "é" * 257})
+        assert told == f"{member} is longer than 256 characters."
+
     def test_owner(self, api: Api, owner: str) -> None:
         assert api.create(owner)["Owner"] == owner
+
+    @pytest.mark.own_broker
+    def test_owner_that_begins_with_a_dash(self, api: Api, owner: str) -> None:
+        assert "Owner" in api.failure("-rf")
 
     @pytest.mark.parametrize("type_", ["VIRTUAL", "Virtual", "virtual"])
     def test_type_virtual(self, api: Api, owner: str, type_: str) -> None:

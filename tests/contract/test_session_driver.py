@@ -177,14 +177,15 @@ def ids(driver: SessionDriver) -> list[str]:
     return sorted(session.session_id for session in driver.running())
 
 
-def test_a_session_starts_runs_and_stops(house: House) -> None:
+@pytest.mark.parametrize("name", ["Größe 7", "--type=console -rf", "桌" * 256])
+def test_a_session_starts_runs_and_stops(house: House, name: str) -> None:
     async def story(driver: SessionDriver, ends: Ends) -> None:
         before = SystemClock().now()
-        await driver.start(session_spec("s-1", 3, name="Größe 7"))
+        await driver.start(session_spec("s-1", 3, name=name))
         (session,) = driver.running()
         assert (session.session_id, session.generation) == ("s-1", 3)
         assert (session.owner, session.type) == (session_owner(), Type.VIRTUAL)
-        assert session.name == "Größe 7"
+        assert session.name == name
         assert session.created_at is not None
         # A DCV server may tell whole seconds.
         assert before.replace(microsecond=0) <= session.created_at <= SystemClock().now()

@@ -582,7 +582,7 @@ class TestBatches:
             ({**good, "Type": "X"}, "Type must be CONSOLE or VIRTUAL."),
             ({**good, "Name": "a\nb"}, "control character"),
             ({**good, "Owner": "-rf"}, "must not begin with"),
-            ({**good, "Owner": "x" * 257}, "longer than 256 bytes"),
+            ({**good, "Owner": "x" * 257}, "longer than 256 characters"),
             ({**good, "MaxConcurrentClients": 0}, "at least 1"),
             ({**good, "AutorunFileArguments": ["x"] * 51}, "more than 50"),
             ({**good, "AutorunFileArguments": ["x" * 151]}, "more than 150"),

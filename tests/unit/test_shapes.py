@@ -283,9 +283,9 @@ class TestRequest:
             ({"Type": "TABLET"}, "Type"),
             ({"MaxConcurrentClients": 0}, "MaxConcurrentClients"),
             ({"Name": "a\nb"}, "Name"),
-            ({"Name": "-rf"}, "Name"),
+            ({"Name": "é" * 257}, "Name"),
             ({"Owner": "-u"}, "Owner"),
-            ({"Owner": "é" * 129}, "Owner"),
+            ({"Owner": "é" * 257}, "Owner"),
             ({"InitFile": "a\x00"}, "InitFile"),
             ({"InitFilePath": "a\n"}, "InitFilePath"),
             ({"AutorunFile": "a\x7f"}, "AutorunFile"),
@@ -301,6 +301,12 @@ class TestRequest:
         refusal = bodies.to_request(entry(**members))
         assert isinstance(refusal, Refusal)
         assert refusal.reason.startswith(f"{named} ")
+
+    @pytest.mark.parametrize("name", ["-rf", "--help", "é" * 256, "桌" * 256])
+    def test_a_name_may_begin_with_a_dash_and_its_characters_are_counted(self, name: str) -> None:
+        request = bodies.to_request(entry(Name=name, Owner="é" * 256))
+        assert isinstance(request, records.SessionRequest)
+        assert request.name == name
 
     def test_the_limits_of_arguments_are_the_administrators(self) -> None:
         asked = entry(AutorunFileArguments=["x" * 151] * 51)

@@ -30,7 +30,8 @@ from deskfleet.errors import Invalid
 
 T = TypeVar("T")
 
-MAX_NAME_BYTES = 256
+MAX_NAME = 256
+"""Characters of a session's name, and of its owner's."""
 TYPES = frozenset(str(each) for each in Type)
 
 PROSE: dict[Any, dict[str, str]] = {
@@ -152,12 +153,13 @@ def _missing(item: CreateSessionRequestData) -> str | None:
 
 def _unfit_name(item: CreateSessionRequestData) -> str | None:
     for member, value in (("Name", item.name or ""), ("Owner", item.owner or "")):
-        if len(value.encode()) > MAX_NAME_BYTES:
-            return f"{member} is longer than {MAX_NAME_BYTES} bytes."
+        if len(value) > MAX_NAME:
+            return f"{member} is longer than {MAX_NAME} characters."
         if _CONTROL.search(value):
             return f"{member} contains a control character."
-        if value.startswith("-"):
-            return f"{member} must not begin with '-'."
+    # Programs are given a name together with its option; no login name begins so.
+    if item.owner and item.owner.startswith("-"):
+        return "Owner must not begin with '-'."
     return None
 
 
