@@ -80,6 +80,21 @@ class TestRequestParameters:
         assert (f"line {line}" in reason) is bool(line)
 
     @pytest.mark.own_broker
+    def test_permissions_file_of_64_kib_and_no_more(
+        self, api: Api, owner: str, session: str
+    ) -> None:
+        rule = b"[permissions]\n%owner% allow builtin\n"
+        largest = rule + b"#" * (64 * 1024 - len(rule))
+        for content, is_taken in ((largest, True), (largest + b"#", False)):
+            file = base64.b64encode(content).decode()
+            answer = update(api, session, owner, file)
+            assert bool(answer["SuccessfulList"]) is is_taken
+            created = api.call("createSessions", [api.item(owner, PermissionsFile=file)])
+            assert bool(created["SuccessfulList"]) is is_taken
+        assert "65,536 bytes" in answer["UnsuccessfulList"][0]["FailureReason"]
+        assert "65,536 bytes" in created["UnsuccessfulList"][0]["FailureReason"]
+
+    @pytest.mark.own_broker
     def test_permissions_file_that_is_no_base64(self, api: Api, owner: str, session: str) -> None:
         answer = update(api, session, owner, "file_base64_encoded")
         assert "base64" in answer["UnsuccessfulList"][0]["FailureReason"]

@@ -27,9 +27,14 @@ MAX_ENTRIES = 1_000
 """Of any list in a request."""
 
 MAX_TEXT = 64 * 1024
-"""Characters of any text in a request."""
+"""Characters of any text in a request but a permissions file."""
+
+MAX_FILE = 128 * 1024
+"""Characters of a file in base64: more than a permissions file may have, so that one which is too
+large is told so by its own rule."""
 
 Text: TypeAlias = Annotated[str, Meta(max_length=MAX_TEXT)]
+File: TypeAlias = Annotated[str, Meta(max_length=MAX_FILE)]
 Texts: TypeAlias = Annotated[tuple[Text, ...], Meta(max_length=MAX_ENTRIES)]
 Int32: TypeAlias = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
 Int64: TypeAlias = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
@@ -100,7 +105,7 @@ class CreateSessionRequestData(Asked, frozen=True):
     init_file: Text | None = None
     autorun_file: Text | None = None
     autorun_file_arguments: Texts | None = None
-    permissions_file: Text | None = None
+    permissions_file: File | None = None
     requirements: Text | None = None
     enqueue_request: bool | None = None
     disable_retry_on_failure: bool | None = None
@@ -116,7 +121,7 @@ class DeleteSessionRequestData(Asked, frozen=True):
 class UpdateSessionPermissionsRequestData(Asked, frozen=True):
     session_id: Text | None = None
     owner: Text | None = None
-    permissions_file: Text | None = None
+    permissions_file: File | None = None
 
 
 class GetSessionScreenshotRequestData(Asked, frozen=True):
