@@ -1,10 +1,10 @@
 """Where the suite is pointed: at any broker, or at one of its own.
 
-`CONFORMANCE_URL`, `CONFORMANCE_CLIENT_ID`, `CONFORMANCE_CLIENT_PASSWORD_FILE` and
-`CONFORMANCE_CA` name a broker (`make conformance URL=… CLIENT_ID=… CLIENT_PASSWORD_FILE=… CA=…`);
-`CONFORMANCE_OWNER` a user of its servers, by default the one who runs this, and
-`CONFORMANCE_SECONDS` how long it may take to do what it was asked for. Without a URL the suite
-starts `deskfleet up --driver simulated` and plays further servers itself.
+`CONFORMANCE_URL`, `CONFORMANCE_CLIENT_ID` and `CONFORMANCE_CLIENT_PASSWORD_FILE` name a broker
+(`make conformance URL=… CLIENT_ID=… CLIENT_PASSWORD_FILE=… CA=…`); `CONFORMANCE_CA` its
+authority, where the system doesn't trust it; `CONFORMANCE_OWNER` a user of its servers, by default
+the one who runs this, and `CONFORMANCE_SECONDS` how long it may take to do what it was asked for.
+Without a URL the suite starts `deskfleet up --driver simulated` and plays further servers itself.
 
 Tests marked `own_broker` cause what no client can, or hold what the documentation leaves open;
 they are skipped at a foreign broker.
@@ -12,11 +12,9 @@ they are skipped at a foreign broker.
 
 from __future__ import annotations
 
-import getpass
 import os
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -25,7 +23,6 @@ from support.conformance import Api, OwnFleet, Play, Target, own_fleet
 from support.played_server import PlayedServer
 
 URL = os.environ.get("CONFORMANCE_URL", "")
-FOREIGN_SECONDS = 180.0
 TAGS = "color = 'pink'\nsize = 'small'\n"
 SETTINGS = {"agent_heartbeat_seconds": 1.0}
 
@@ -53,15 +50,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnFleet | None]
 def target(fleet: OwnFleet | None) -> Target:
     if fleet is not None:
         return fleet.target
-    password_file = Path(os.environ["CONFORMANCE_CLIENT_PASSWORD_FILE"])
-    return Target(
-        url=URL.rstrip("/"),
-        ca_file=Path(os.environ["CONFORMANCE_CA"]),
-        client_id=os.environ["CONFORMANCE_CLIENT_ID"],
-        client_password=password_file.read_text().strip(),
-        owner=os.environ.get("CONFORMANCE_OWNER") or getpass.getuser(),
-        patience=float(os.environ.get("CONFORMANCE_SECONDS", FOREIGN_SECONDS)),
-    )
+    return Target.named(os.environ)
 
 
 @pytest.fixture(scope="session")

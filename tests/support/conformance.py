@@ -7,6 +7,7 @@ made to meet any condition; of a foreign one the suite asks only what a client c
 
 from __future__ import annotations
 
+import getpass
 import subprocess
 import sys
 import uuid
@@ -25,6 +26,7 @@ from support.played_server import PlayedServer, some_facts
 from support.programs import LiveBroker, free_ports, trust, up
 from support.waiting import until
 
+FOREIGN_SECONDS = 180.0
 UNKNOWN_ID = "00000000-0000-4000-8000-000000000000"
 
 
@@ -33,7 +35,8 @@ class Target:
     """The broker that is asked."""
 
     url: str
-    ca_file: Path
+    ca_file: Path | None
+    """None: what the system trusts."""
     client_id: str
     client_password: str
     owner: str | None = None
@@ -46,6 +49,20 @@ class Target:
     def of(cls, broker: LiveBroker) -> Target:
         return cls(
             broker.url, broker.ca_file, broker.client_id, broker.client_password, is_own=True
+        )
+
+    @classmethod
+    def named(cls, environment: Mapping[str, str]) -> Target:
+        """Return the broker that the environment names; what is empty there isn't given."""
+        given = {name: value for name, value in environment.items() if value}
+        ca_file = given.get("CONFORMANCE_CA")
+        return cls(
+            url=given["CONFORMANCE_URL"].rstrip("/"),
+            ca_file=None if ca_file is None else Path(ca_file),
+            client_id=given["CONFORMANCE_CLIENT_ID"],
+            client_password=Path(given["CONFORMANCE_CLIENT_PASSWORD_FILE"]).read_text().strip(),
+            owner=given.get("CONFORMANCE_OWNER") or getpass.getuser(),
+            patience=float(given.get("CONFORMANCE_SECONDS", FOREIGN_SECONDS)),
         )
 
 

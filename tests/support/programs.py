@@ -123,8 +123,9 @@ def up(
         program.stop()
 
 
-def trust(ca_file: Path) -> ssl.SSLContext:
-    return ssl.create_default_context(cafile=str(ca_file))
+def trust(ca_file: Path | None) -> ssl.SSLContext:
+    """Trust what a file has, and nothing else; without one, what the system trusts."""
+    return ssl.create_default_context(cafile=None if ca_file is None else str(ca_file))
 
 
 class Portal:
