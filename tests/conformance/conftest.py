@@ -15,11 +15,13 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
 from deskfleet.core.records import Aws, Cpu, Gpu, Host, Os
-from support.conformance import Api, OwnFleet, Play, Target, own_fleet
+from support.conformance import Api, Configured, OwnFleet, Play, Target, own_fleet
 from support.played_server import PlayedServer
 
 URL = os.environ.get("CONFORMANCE_URL", "")
@@ -73,6 +75,14 @@ def owner(target: Target) -> str:
     return target.owner or f"user{uuid.uuid4().hex[:12]}"
 
 
+@pytest.fixture(params=["DOMAIN\\{}", "{}@domain", "{}@domain.example.com"])
+def domain_owner(request: pytest.FixtureRequest, client: Api) -> Iterator[str]:
+    """Yield a login name with a Windows domain; what is left over of its sessions is deleted."""
+    owner = str(request.param).format(f"user{uuid.uuid4().hex[:12]}")
+    yield owner
+    client.delete_all_of(owner)
+
+
 @pytest.fixture
 def api(client: Api, owner: str) -> Iterator[Api]:
     """Yield a client; what the owner of this test has left over is deleted."""
@@ -106,6 +116,20 @@ def play(own: OwnFleet, client: Api) -> Iterator[Play]:
         if one.get("Server", {}).get("Id") in ids
     ]
     client.call("deleteSessions", left)
+
+
+@pytest.fixture
+def configured(tmp_path: Path) -> Iterator[Configured]:
+    """Start fleets with settings of their own; for tests that are marked `own_broker`."""
+    with ExitStack() as stack:
+
+        def start(**settings: object) -> tuple[OwnFleet, Api]:
+            fleet = stack.enter_context(own_fleet(tmp_path, settings))
+            api = Api(fleet.target)
+            stack.callback(api.close)
+            return fleet, api
+
+        yield start
 
 
 @pytest.fixture

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import base64
 import re
-import uuid
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from deskfleet.core.records import Phase, Type
-from support.conformance import Api, Play, on
+from deskfleet.core.records import Type
+from support.conformance import NO_PLACE, Api, Play, on
 from support.played_server import WINDOWS, PlayedServer
-from support.waiting import until
 
 ANY_TYPE = (Type.VIRTUAL, Type.CONSOLE)
 PERMISSIONS = base64.b64encode(b"[permissions]\n%owner% allow builtin\n").decode()
-NO_PLACE = "no dcv server found for placement"
 
 
 @pytest.fixture
@@ -52,6 +48,11 @@ class TestRequestParameters:
 
     def test_owner(self, api: Api, owner: str) -> None:
         assert api.create(owner)["Owner"] == owner
+
+    @pytest.mark.own_broker
+    def test_owner_with_a_windows_domain(self, api: Api, domain_owner: str) -> None:
+        session_id = api.ready(domain_owner)
+        assert (api.describe(session_id) or {})["Owner"] == domain_owner
 
     @pytest.mark.own_broker
     def test_owner_that_begins_with_a_dash(self, api: Api, owner: str) -> None:
@@ -141,44 +142,6 @@ class TestRequestParameters:
         assert api.create(owner, Requirements="  ")["State"] == "CREATING"
 
 
-@pytest.mark.own_broker
-class TestEnqueueRequest:
-    def test_false_a_request_that_cannot_be_fulfilled_fails(self, api: Api, owner: str) -> None:
-        reason = api.failure(owner, EnqueueRequest=False, Requirements="tag:nowhere = 'x'")
-        assert NO_PLACE in reason.lower()
-
-    def test_absent_is_false(self, api: Api, owner: str) -> None:
-        assert NO_PLACE in api.failure(owner, Requirements="tag:nowhere = 'x'").lower()
-
-    def test_true_it_waits_and_is_placed_when_a_server_comes(
-        self, api: Api, owner: str, play: Play
-    ) -> None:
-        name = f"later_{uuid.uuid4().hex[:8]}"
-        wanted = f"tag:played = '{name}'"
-        created = api.create(owner, EnqueueRequest=True, Requirements=wanted)
-        waiting = api.describe(created["Id"]) or {}
-        assert (waiting["State"], waiting["Substate"]) == ("CREATING", "SESSION_PLACING")
-        server = play(name=name)
-        assert api.wait(created["Id"], "READY")["Server"]["Id"] == server.id
-
-
-@pytest.mark.own_broker
-class TestDisableRetryOnFailure:
-    def test_true_one_failure_is_final(self, api: Api, owner: str, server: PlayedServer) -> None:
-        server.starts = Phase.FAILED
-        session_id = api.create(owner, DisableRetryOnFailure=True, **on(server))["Id"]
-        ended = api.wait(session_id, "DELETED")
-        assert ended["StateReason"] == "it was made to fail"
-        assert server.starts_asked == 1
-
-    def test_false_it_is_tried_again(self, api: Api, owner: str, server: PlayedServer) -> None:
-        server.starts = Phase.FAILED
-        session_id = api.create(owner, DisableRetryOnFailure=False, **on(server))["Id"]
-        api.wait(session_id, "DELETED")
-        # Twice again by default: create-sessions-number-of-retries-on-failure.
-        assert server.starts_asked == 3
-
-
 class TestRequired:
     @pytest.mark.parametrize("member", ["Name", "Owner", "Type"])
     @pytest.mark.parametrize("value", [None, "", " "], ids=["null", "empty", "blank"])
@@ -232,50 +195,6 @@ class TestRefusedValues:
     def test_autorun_file_arguments_at_the_limit(self, api: Api, owner: str) -> None:
         arguments = ["x" * 150] * 50
         assert api.create(owner, AutorunFile="run.sh", AutorunFileArguments=arguments)["Id"]
-
-
-@pytest.mark.own_broker
-class TestWhatIsSupportedWhere:
-    """The guide's "supported with" and "not supported with"."""
-
-    @pytest.mark.parametrize(
-        "members",
-        [
-            {"InitFile": "init.sh"},
-            {"AutorunFile": "run.sh"},
-            {"AutorunFile": "run.sh", "AutorunFileArguments": ["x"]},
-            {"DcvGlEnabled": True},
-        ],
-        ids=lambda members: list(members)[-1],
-    )
-    def test_not_with_console_sessions_on_linux(
-        self, api: Api, owner: str, server: PlayedServer, members: dict[str, Any]
-    ) -> None:
-        assert list(members)[-1] in api.failure(owner, Type="CONSOLE", **members, **on(server))
-
-    @pytest.mark.parametrize(
-        "members",
-        [
-            {"InitFile": "init.sh"},
-            {"AutorunFile": "run.sh", "AutorunFileArguments": ["x"]},
-            {"DcvGlEnabled": True},
-        ],
-        ids=lambda members: list(members)[-1],
-    )
-    def test_not_with_console_sessions_on_windows(
-        self, api: Api, owner: str, windows: PlayedServer, members: dict[str, Any]
-    ) -> None:
-        assert list(members)[-1] in api.failure(owner, Type="CONSOLE", **members, **on(windows))
-
-    def test_autorun_file_with_console_sessions_on_windows(
-        self, api: Api, owner: str, windows: PlayedServer
-    ) -> None:
-        assert api.ready(owner, Type="CONSOLE", AutorunFile="run.bat", **on(windows))
-
-    def test_what_is_switched_off_is_not_asked_for(
-        self, api: Api, owner: str, windows: PlayedServer
-    ) -> None:
-        assert api.ready(owner, Type="CONSOLE", DcvGlEnabled=False, **on(windows))
 
 
 class TestResponseParameters:
@@ -386,173 +305,3 @@ class TestPlacement:
         ids = [api.ready(owner, Requirements=wanted) for _ in range(4)]
         placed = [(api.describe(id) or {})["Server"]["Id"] for id in ids]
         assert sorted(placed.count(server.id) for server in servers) == [2, 2]
-
-    def test_another_server_is_tried_after_a_failure(
-        self, api: Api, owner: str, play: Play
-    ) -> None:
-        tags = {"played": "pair", "pair": owner}
-        servers = [play(tags=tags), play(tags=tags)]
-        servers[0].starts = Phase.FAILED
-        for _ in range(3):
-            session_id = api.ready(owner, Requirements=f"tag:pair = '{owner}'")
-            assert (api.describe(session_id) or {})["Server"]["Id"] == servers[1].id
-        until(lambda: servers[0].starts_asked >= 1)
-
-
-def _is_placed(api: Api, owner: str, server: PlayedServer) -> Callable[[str], bool]:
-    def placed(expression: str) -> bool:
-        mine = on(server)["Requirements"]
-        item = api.item(owner, Requirements=f"{mine} and ({expression})")
-        answer = api.call("createSessions", [item])
-        for refused in answer["UnsuccessfulList"]:
-            assert NO_PLACE in refused["FailureReason"].lower(), refused["FailureReason"]
-        return bool(answer["SuccessfulList"])
-
-    return placed
-
-
-TRUE = [
-    "tag:color = 'pink'",
-    "tag:color != 'red'",
-    "tag:size = 'it''s big'",
-    "tag:dcv:max-virtual-sessions = '-1'",
-    "tag:color := 'in'",
-    "server:Host.CpuInfo.NumberOfCpus > 3",
-    "server:Host.CpuInfo.NumberOfCpus >= 4",
-    "server:Host.CpuInfo.NumberOfCpus < 5",
-    "server:Host.CpuInfo.NumberOfCpus <= 4",
-    "server:Host.CpuInfo.NumberOfCpus = 4",
-    "server:Host.CpuInfo.NumberOfCpus != 5",
-    "server:Host.Memory.TotalBytes > 1024E6",
-    "server:Host.Memory.TotalBytes > +1.5e9",
-    "tag:color = 'pink' and tag:size := 'big'",
-    "tag:color = 'red' or tag:size := 'big'",
-    "not tag:color = 'red'",
-    "NOT (tag:color = 'red' OR tag:color = 'blue') AND tag:size := 'big'",
-    "tag:color = 'red' and tag:color = 'blue' or tag:color = 'pink'",
-    "tag:color='pink'",
-    "tag:color = 'pink' and (server:Host.Os.Family = 'windows' or tag:color := 'p')",
-    "server:Host.Aws.Ec2InstanceType := 't2' and server:Host.CpuInfo.NumberOfCpus >= 2",
-    "server:Host.Aws.EC2InstanceType = 't2.large'",
-    "server:Host.CpuInfo.NumberOfCpus = '4'",
-    "server:Host.CpuLoadAverage.OneMinute > 2250e-4",
-    "server:Version > '2023.12.1'",
-    "server:Version < '2024.0.10'",
-    "server:Host.Os.KernelVersion > '4.9.9'",
-    "tag:color != 5",
-    "tag:nowhere != ''",
-    "tag:nowhere != 5",
-    "not tag:nowhere = 'x'",
-    "server:Host.Memory.TotalBytes != 'much'",
-    "tag:color = 'pink'" + " and tag:color = 'pink'" * 150,
-    "(" * 31 + "tag:color = 'pink'" + ")" * 31,
-]
-FALSE = [
-    "tag:color = 'PINK'",
-    "tag:color != 'pink'",
-    "tag:color := 'x'",
-    "server:Host.CpuInfo.NumberOfCpus > 4",
-    "server:Host.CpuInfo.NumberOfCpus < 4",
-    "tag:color = 'pink' and tag:size = 'small'",
-    "not tag:color = 'pink'",
-    "tag:color = 'red' or tag:size = 'small'",
-    "tag:color = 'pink' and (tag:size = 'small' or tag:size = 'tiny')",
-    "tag:nowhere = ''",
-    "tag:nowhere := ''",
-    "tag:nowhere < 'x'",
-    "not tag:nowhere != 'x'",
-    "tag:color = 5",
-    "tag:color < 5",
-    "tag:color > 5",
-    "server:Version > '2024.0.10'",
-    "server:Host.CpuInfo.NumberOfCpus > '10'",
-]
-PROPERTIES = {
-    "Hostname": "'node001'",
-    "Version": "'2024.0.1'",
-    "SessionManagerAgentVersion": "'2024.0.2'",
-    "Host.Os.BuildNumber": "'14393'",
-    "Host.Os.Family": "'linux'",
-    "Host.Os.KernelVersion": "'4.14.203'",
-    "Host.Os.Name": "'Amazon Linux'",
-    "Host.Os.Version": "'2'",
-    "Host.Memory.TotalBytes": "32144048128",
-    "Host.Memory.UsedBytes": "2184925184",
-    "Host.Swap.TotalBytes": "1024",
-    "Host.Swap.UsedBytes": "512",
-    "Host.CpuLoadAverage.OneMinute": "2.25",
-    "Host.CpuLoadAverage.FiveMinutes": "1.5",
-    "Host.CpuLoadAverage.FifteenMinutes": "0.75",
-    "Host.Aws.Ec2InstanceId": "'i-123456789'",
-    "Host.Aws.Ec2InstanceType": "'t2.large'",
-    "Host.Aws.Region": "'us-west-2b'",
-    "Host.Aws.Ec2ImageId": "'ami-12345678987654321'",
-    "Host.CpuInfo.Architecture": "'x86_64'",
-    "Host.CpuInfo.ModelName": "'Intel(R) Xeon(R) CPU E5-2686 v4 @ 2.30GHz'",
-    "Host.CpuInfo.NumberOfCpus": "4",
-    "Host.CpuInfo.PhysicalCoresPerCpu": "2",
-    "Host.CpuInfo.Vendor": "'GenuineIntel'",
-}
-
-
-@pytest.mark.own_broker
-class TestRequirements:
-    @pytest.fixture
-    def placed(self, api: Api, owner: str, play: Play, rich_host: Any) -> Callable[[str], bool]:
-        name = f"rich_{uuid.uuid4().hex[:8]}"
-        tags = {
-            "played": name,
-            "color": "pink",
-            "size": "it's big",
-            "dcv:max-virtual-sessions": "-1",
-        }
-        return _is_placed(
-            api, owner, play(name=name, hostname="node001", host=rich_host, tags=tags)
-        )
-
-    @pytest.mark.parametrize("expression", TRUE)
-    def test_true(self, placed: Callable[[str], bool], expression: str) -> None:
-        assert placed(expression)
-
-    @pytest.mark.parametrize("expression", FALSE)
-    def test_false(self, placed: Callable[[str], bool], expression: str) -> None:
-        assert not placed(expression)
-
-    @pytest.mark.parametrize("name", PROPERTIES)
-    def test_server_property(self, placed: Callable[[str], bool], name: str) -> None:
-        assert placed(f"server:{name} = {PROPERTIES[name]}")
-        assert not placed(f"server:{name} != {PROPERTIES[name]}")
-
-    def test_server_property_id(self, api: Api, owner: str, play: Play) -> None:
-        server = play()
-        created = api.create(owner, Requirements=f"server:Id = '{server.id}'")
-        assert api.wait(created["Id"], "READY")["Server"]["Id"] == server.id
-
-
-class TestRequirementsThatAreNone:
-    @pytest.mark.parametrize(
-        "expression",
-        [
-            "color = 'pink'",
-            "tag:color",
-            "tag:color == 'pink'",
-            "tag:color = pink",
-            "tag:color = 'pink",
-            "tag:color = 'pink' and",
-            "tag:color = 'pink' tag:size = 'big'",
-            "(tag:color = 'pink'",
-            "tag:color = 'pink')",
-            "not not tag:color = 'pink'",
-            "'pink' = tag:color",
-            "tag:color < > 'pink'",
-            "tag:color := 5",
-        ],
-    )
-    def test_fail_with_their_reason(self, api: Api, owner: str, expression: str) -> None:
-        assert api.failure(owner, Requirements=expression)
-
-    @pytest.mark.own_broker
-    @pytest.mark.parametrize("name", ["Ip", "Availability", "host.os.family", "Host.Gpus", "X"])
-    def test_an_unknown_property_is_named(self, api: Api, owner: str, name: str) -> None:
-        reason = api.failure(owner, Requirements=f"server:{name} = 'x'")
-        assert f"Server property server:{name} not found" in reason

@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 
 from deskfleet.core.records import Endpoint, Host, Type
-from support.conformance import UNKNOWN_ID, Api, Play, on
+from support.conformance import (
+    UNKNOWN_ID,
+    Api,
+    Configured,
+    Play,
+    on,
+    with_another_character,
+)
 from support.played_server import WINDOWS
 from support.waiting import until
 
@@ -57,6 +64,50 @@ class TestRequestParameters:
         token = api.call("describeServers", {"MaxResults": 2})["NextToken"]
         rest = api.call("describeServers", {"NextToken": token, "MaxResults": 1000})
         assert [one["Id"] for one in rest["Servers"]] == everything[2:]
+
+    @pytest.mark.own_broker
+    def test_next_token_with_server_ids(self, api: Api, play: Play) -> None:
+        played = [play().id for _ in range(3)]
+        body = {"ServerIds": played, "MaxResults": 2}
+        first = api.call("describeServers", body)
+        rest = api.call("describeServers", {**body, "NextToken": first["NextToken"]})
+        assert [one["Id"] for one in (*first["Servers"], *rest["Servers"])] == played
+        for other in (played[:2], []):
+            asked = {**body, "ServerIds": other, "NextToken": first["NextToken"]}
+            assert "NextToken" in api.refused("describeServers", asked)
+
+    @pytest.mark.own_broker
+    def test_pages_stay_whole_while_servers_come_and_go(self, configured: Configured) -> None:
+        fleet, api = configured(
+            seconds_before_deleting_unreachable_dcv_server=1, agent_heartbeat_seconds=0.5
+        )
+        played = [fleet.play() for _ in range(4)]
+        everything = [one["Id"] for one in api.servers()]
+        first = api.call("describeServers", {"MaxResults": 2})
+        gone = [everything[1], everything[3]]
+        for server in played:
+            if server.id in gone:
+                server.cut()
+        until(lambda: not {one["Id"] for one in api.servers()} & set(gone), seconds=30)
+        later = fleet.play().id
+        rest = api.call("describeServers", {"NextToken": first["NextToken"]})
+        assert [one["Id"] for one in first["Servers"]] == everything[:2]
+        assert [one["Id"] for one in rest["Servers"]] == [everything[2], everything[4], later]
+
+    @pytest.mark.own_broker
+    def test_a_next_token_with_another_character_is_refused(self, api: Api, play: Play) -> None:
+        play()
+        token = api.call("describeServers", {"MaxResults": 1})["NextToken"]
+        for altered in with_another_character(token):
+            assert "NextToken" in api.refused("describeServers", {"NextToken": altered})
+        assert api.call("describeServers", {"NextToken": token})["Servers"]
+
+    @pytest.mark.own_broker
+    def test_a_next_token_of_describe_sessions_is_refused(self, api: Api, owner: str) -> None:
+        for _ in range(2):
+            api.create(owner)
+        token = api.call("describeSessions", {"MaxResults": 1})["NextToken"]
+        assert "NextToken" in api.refused("describeServers", {"NextToken": token})
 
     @pytest.mark.parametrize("size", [1, 1000])
     def test_max_results_at_its_limits(self, api: Api, size: int) -> None:

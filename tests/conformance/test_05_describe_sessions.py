@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from deskfleet.core.records import Phase
-from support.conformance import UNKNOWN_ID, Api, Play, on
+from support.conformance import UNKNOWN_ID, Api, Play, on, with_another_character
 from support.waiting import until
 
 INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
@@ -49,6 +49,15 @@ class TestRequestParameters:
         found = api.call("describeSessions", body)["Sessions"]
         assert session in [one["Id"] for one in found]
         assert {one["Owner"] for one in found} == {owner}
+
+    @pytest.mark.own_broker
+    def test_filters_owner_with_a_windows_domain(
+        self, api: Api, owner: str, domain_owner: str
+    ) -> None:
+        api.create(owner)
+        session_id = api.create(domain_owner)["Id"]
+        body = {"Filters": [{"Key": "owner", "Value": domain_owner}]}
+        assert ids(api.call("describeSessions", body)) == [session_id]
 
     def test_filters_owner_that_has_no_sessions(self, api: Api) -> None:
         body = {"Filters": [{"Key": "owner", "Value": "an owner 1890"}]}
@@ -138,6 +147,40 @@ class TestRequestParameters:
         )
         assert ids(first) == created[:2]
         assert ids(rest) == [*created[2:], later]
+
+    def test_next_token_with_session_ids(self, api: Api, owner: str) -> None:
+        created = [api.create(owner)["Id"] for _ in range(3)]
+        body = {"SessionIds": created, "MaxResults": 2}
+        first = api.call("describeSessions", body)
+        rest = api.call("describeSessions", {**body, "NextToken": first["NextToken"]})
+        assert sorted(ids(first) + ids(rest)) == sorted(created)
+        assert rest.get("NextToken") is None
+
+    @pytest.mark.own_broker
+    def test_a_next_token_is_bound_to_its_session_ids(self, api: Api, owner: str) -> None:
+        created = [api.create(owner)["Id"] for _ in range(3)]
+        body = {"SessionIds": created, "MaxResults": 2}
+        token = api.call("describeSessions", body)["NextToken"]
+        for other in (created[:2], [*created, UNKNOWN_ID], []):
+            asked = {**body, "SessionIds": other, "NextToken": token}
+            assert "NextToken" in api.refused("describeSessions", asked)
+
+    @pytest.mark.own_broker
+    def test_a_next_token_with_another_character_is_refused(self, api: Api, owner: str) -> None:
+        for _ in range(2):
+            api.create(owner)
+        body = {"Filters": [{"Key": "owner", "Value": owner}], "MaxResults": 1}
+        token = api.call("describeSessions", body)["NextToken"]
+        for altered in with_another_character(token):
+            asked = {**body, "NextToken": altered}
+            assert "NextToken" in api.refused("describeSessions", asked)
+        assert api.call("describeSessions", {**body, "NextToken": token})["Sessions"]
+
+    @pytest.mark.own_broker
+    def test_a_next_token_of_describe_servers_is_refused(self, api: Api, play: Play) -> None:
+        play()
+        token = api.call("describeServers", {"MaxResults": 1})["NextToken"]
+        assert "NextToken" in api.refused("describeSessions", {"NextToken": token})
 
     @pytest.mark.own_broker
     def test_a_next_token_of_another_query_is_refused(self, api: Api, owner: str) -> None:

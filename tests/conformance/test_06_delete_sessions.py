@@ -28,6 +28,15 @@ class TestRequestParameters:
             assert failure == {"SessionId": session, "FailureReason": NO_SUCH}
         assert api.wait(session, "READY")
 
+    @pytest.mark.own_broker
+    def test_owner_with_a_windows_domain(self, api: Api, domain_owner: str) -> None:
+        session_id = api.ready(domain_owner)
+        stranger = {"SessionId": session_id, "Owner": domain_owner.replace("user", "USER")}
+        answer = api.call("deleteSessions", [stranger])
+        assert [one["FailureReason"] for one in answer["UnsuccessfulList"]] == [NO_SUCH]
+        api.delete(session_id, domain_owner)
+        api.wait(session_id, "DELETED")
+
     def test_owner_is_required(self, api: Api, session: str) -> None:
         (failure,) = api.call("deleteSessions", [{"SessionId": session}])["UnsuccessfulList"]
         assert failure["FailureReason"] == NO_SUCH

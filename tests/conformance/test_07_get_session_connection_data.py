@@ -4,14 +4,39 @@ from __future__ import annotations
 
 import re
 import uuid
+from datetime import UTC, datetime
 from urllib.parse import urlsplit
 
 import jwt
 import pytest
 
-from deskfleet.core.records import Phase
+from deskfleet.core.records import Endpoint, Phase
 from support.conformance import UNKNOWN_ID, Api, OwnFleet, Play, on
 from support.waiting import until
+
+ENDPOINTS = [
+    {"IpAddress": "192.0.2.10", "Port": 8443, "Protocol": "QUIC"},
+    {"IpAddress": "192.0.2.10", "Port": 8443, "Protocol": "HTTP", "WebUrlPath": "/desk"},
+    {"IpAddress": "2001:db8::10", "Port": 9443, "Protocol": "HTTP", "WebUrlPath": "/"},
+]
+
+
+@pytest.fixture
+def used(api: Api, owner: str, play: Play) -> str:
+    """Return the id of a session of which everything is known, on a server with all endpoints."""
+    server = play(
+        endpoints=(
+            Endpoint(ip_address="192.0.2.10", port=8443, web_url_path=None, protocol="QUIC"),
+            Endpoint(ip_address="192.0.2.10", port=8443, web_url_path="/desk"),
+            Endpoint(ip_address="2001:db8::10", port=9443),
+        ),
+        tags={"played": owner, "color": "blue"},
+    )
+    session_id = api.ready(owner, MaxConcurrentClients=3, StorageRoot="%home%/desk", **on(server))
+    left = datetime(2020, 10, 6, 10, 15, 31, 633000, UTC)
+    server.report(session_id, connections=2, last_disconnection_at=left)
+    until(lambda: (api.describe(session_id) or {})["NumOfConnections"] == 2)
+    return session_id
 
 
 def claims(token: str) -> dict[str, object]:
@@ -72,6 +97,40 @@ class TestResponseParameters:
     )
     def test_server_member(self, api: Api, owner: str, session: str, member: str) -> None:
         assert member in api.connection_data(session, owner)["Session"]["Server"]
+
+    @pytest.mark.own_broker
+    @pytest.mark.parametrize(
+        ("member", "value"),
+        [
+            ("MaxConcurrentClients", 3),
+            ("StorageRoot", "%home%/desk"),
+            ("NumOfConnections", 2),
+            ("LastDisconnectionTime", "2020-10-06T10:15:31.633Z"),
+        ],
+    )
+    def test_session_member_that_not_every_session_has(
+        self, api: Api, used: str, member: str, value: object
+    ) -> None:
+        assert api.connection_data(used, "somebody")["Session"][member] == value
+
+    @pytest.mark.own_broker
+    @pytest.mark.parametrize("member", ["IpAddress", "Port", "Protocol", "WebUrlPath"])
+    def test_endpoints_member(self, api: Api, used: str, member: str) -> None:
+        endpoints = api.connection_data(used, "somebody")["Session"]["Server"]["Endpoints"]
+        assert [one.get(member) for one in endpoints] == [one.get(member) for one in ENDPOINTS]
+
+    @pytest.mark.own_broker
+    def test_endpoints_of_the_quic_protocol_have_no_web_url_path(self, api: Api, used: str) -> None:
+        server = api.connection_data(used, "somebody")["Session"]["Server"]
+        (quic,) = (one for one in server["Endpoints"] if one["Protocol"] == "QUIC")
+        assert "WebUrlPath" not in quic
+        # What stands beside the endpoints is that of the first one that browsers can use.
+        assert (server["Port"], server["WebUrlPath"]) == ("8443", "/desk")
+
+    @pytest.mark.own_broker
+    def test_server_tags_are_those_of_the_server(self, api: Api, used: str) -> None:
+        tags = api.connection_data(used, "somebody")["Session"]["Server"]["Tags"]
+        assert {"Key": "color", "Value": "blue"} in tags
 
     def test_there_is_no_request_id(self, api: Api, owner: str, session: str) -> None:
         assert set(api.connection_data(session, owner)) == {"Session", "ConnectionToken"}

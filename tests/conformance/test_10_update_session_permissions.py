@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import base64
+import os
+import shutil
+from contextlib import ExitStack, closing
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
+from websockets.typing import Origin, Subprotocol
 
-from support.conformance import UNKNOWN_ID, Api, Play, on
+from support.conformance import UNKNOWN_ID, Api, Play, on, own_fleet
+from support.programs import trust
+from support.users import ordinary_user
 from support.waiting import until
 
 NO_SUCH = "The requested dcvSession does not exist"
@@ -31,6 +41,12 @@ class TestRequestParameters:
         answer = update(api, session, "user99", PERMISSIONS)
         assert answer["SuccessfulList"] == []
         assert answer["UnsuccessfulList"][0]["SessionId"] == session
+
+    @pytest.mark.own_broker
+    def test_owner_with_a_windows_domain(self, api: Api, domain_owner: str) -> None:
+        session_id = api.ready(domain_owner)
+        answer = update(api, session_id, domain_owner, PERMISSIONS)
+        assert answer["SuccessfulList"] == [{"SessionId": session_id}]
 
     @pytest.mark.own_broker
     def test_permissions_file_reaches_the_server(self, api: Api, owner: str, play: Play) -> None:
@@ -129,6 +145,82 @@ class TestResponseParameters:
         api.wait(session, "DELETED")
         answer = update(api, session, owner, PERMISSIONS)
         assert answer["UnsuccessfulList"] == [{"SessionId": session, "FailureReason": NO_SUCH}]
+
+
+class Visitor:
+    """A user at the entrance of a server's desktops."""
+
+    def __init__(self, api: Api, origin: str, session_id: str, user: str) -> None:
+        self._token = api.connection_data(session_id, user)["ConnectionToken"]
+        self._session_id = session_id
+        self._trust = trust(api.target.ca_file)
+        self._http = httpx.Client(base_url=origin, verify=self._trust, trust_env=False)
+        self._origin = origin
+
+    def enters(self) -> bool:
+        """Show the token; say whether that opens the session, or else its permissions forbid it."""
+        body = {"sessionId": self._session_id, "authToken": self._token}
+        return _is_let_in(self._http.post("/connect", json=body, headers={"Origin": self._origin}))
+
+    def is_admitted(self) -> bool:
+        return _is_let_in(self._http.get(f"/admission/{self._session_id}"))
+
+    def connect(self) -> ClientConnection:
+        cookies = "; ".join(f"{name}={value}" for name, value in self._http.cookies.items())
+        return connect(
+            f"{self._origin.replace('https', 'wss')}/rfb/{self._session_id}?page=",
+            ssl=self._trust,
+            subprotocols=[Subprotocol("binary")],
+            origin=Origin(self._origin),
+            additional_headers={"Cookie": cookies},
+            proxy=None,
+        )
+
+    def close(self) -> None:
+        self._http.close()
+
+
+def _is_let_in(answer: httpx.Response) -> bool:
+    assert answer.status_code == 204 or answer.json()["code"] == "permissions.display"
+    return answer.status_code == 204
+
+
+def file_of(*rules: str) -> str:
+    lines = ("[permissions]", "%owner% allow builtin", *rules, "")
+    return base64.b64encode("\n".join(lines).encode()).decode()
+
+
+@pytest.mark.own_broker
+@pytest.mark.skipif(
+    os.environ.get("CI") != "true" and shutil.which("Xvnc") is None, reason="Xvnc is not installed"
+)
+def test_who_is_connected_loses_a_right_and_who_was_refused_gains_it(tmp_path: Path) -> None:
+    with own_fleet(tmp_path, driver="xvnc") as fleet, ExitStack() as stack:
+        api = Api(fleet.target)
+        stack.callback(api.close)
+        user = ordinary_user("dfalice").pw_name
+        stack.callback(api.delete_all_of, user)
+        session_id = api.ready(
+            user, PermissionsFile=file_of("bob allow display unsupervised-access")
+        )
+        bob, carol = (
+            stack.enter_context(
+                closing(Visitor(api, fleet.broker.desktops_url, session_id, visitor))
+            )
+            for visitor in ("bob", "carol")
+        )
+        assert bob.enters()
+        assert not carol.enters()
+        with bob.connect() as desktop:
+            assert desktop.recv(timeout=30) == b"RFB 003.008\n"
+            file = file_of("carol allow display unsupervised-access")
+            assert update(api, session_id, user, file)["SuccessfulList"]
+            with pytest.raises(ConnectionClosed):
+                desktop.recv(timeout=30)
+        assert not bob.is_admitted()
+        until(carol.enters)
+        with carol.connect() as desktop:
+            assert desktop.recv(timeout=30) == b"RFB 003.008\n"
 
 
 class TestExample:

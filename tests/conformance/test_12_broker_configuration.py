@@ -4,38 +4,21 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from pathlib import Path
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jwt
 import pytest
 from PIL import Image
 
 from deskfleet.core.records import Phase
-from support.conformance import Api, OwnFleet, on, own_fleet
+from support.conformance import Api, Configured, on
 from support.waiting import until
 
 pytestmark = pytest.mark.own_broker
 
 OWNER = "user1"
-
-World = tuple[OwnFleet, Api]
-Configured = Callable[..., World]
-
-
-@pytest.fixture
-def configured(tmp_path: Path) -> Iterator[Configured]:
-    """Start fleets with settings of their own."""
-    with ExitStack() as stack:
-
-        def start(**settings: object) -> World:
-            fleet = stack.enter_context(own_fleet(tmp_path, settings))
-            api = Api(fleet.target)
-            stack.callback(api.close)
-            return fleet, api
-
-        yield start
 
 
 class TestBroker:
@@ -61,16 +44,20 @@ class TestBroker:
     def test_create_sessions_queue_max_time_seconds(self, configured: Configured) -> None:
         _, api = configured(create_sessions_queue_max_time_seconds=1)
         wanted = {"EnqueueRequest": True, "Requirements": "tag:nowhere = 'x'"}
-        session_id = api.create(OWNER, **wanted)["Id"]
-        assert api.wait(session_id, "DELETED")["StateReason"]
+        ended = api.wait(api.create(OWNER, **wanted)["Id"], "DELETED")
+        assert ended["StateReason"] == "no place came free in time"
+        assert "Server" not in ended
 
-    def test_create_sessions_number_of_retries_on_failure(self, configured: Configured) -> None:
-        fleet, api = configured(create_sessions_number_of_retries_on_failure=0)
+    @pytest.mark.parametrize("retries", [0, 1, 4])
+    def test_create_sessions_number_of_retries_on_failure(
+        self, configured: Configured, retries: int
+    ) -> None:
+        fleet, api = configured(create_sessions_number_of_retries_on_failure=retries)
         server = fleet.play()
         server.starts = Phase.FAILED
         session_id = api.create(OWNER, **on(server))["Id"]
         api.wait(session_id, "DELETED")
-        assert server.starts_asked == 1
+        assert server.starts_asked == 1 + retries
 
     def test_delete_session_duration_seconds(self, configured: Configured) -> None:
         _, api = configured(delete_session_duration_seconds=1)
@@ -116,6 +103,23 @@ class TestBroker:
         assert "silent" in api.wait(session_id, "DELETED")["StateReason"]
         assert api.wait(other, "READY")
 
+    def test_both_seconds_before_deleting_together(self, configured: Configured) -> None:
+        """The sessions end first, and then nothing keeps the server."""
+        fleet, api = configured(
+            seconds_before_deleting_sessions_unreachable_server=1,
+            seconds_before_deleting_unreachable_dcv_server=2,
+            agent_heartbeat_seconds=0.5,
+        )
+        server = fleet.play()
+        session_id = api.ready(OWNER, **on(server))
+        other = api.ready(OWNER)
+        server.cut()
+        assert "silent" in api.wait(session_id, "DELETED")["StateReason"]
+        until(lambda: server.id not in [one["Id"] for one in api.servers()], seconds=30)
+        ended = api.wait(session_id, "DELETED")
+        assert "Server" not in ended
+        assert api.wait(other, "READY")
+
     def test_its_default_keeps_sessions_of_unreachable_servers(
         self, configured: Configured
     ) -> None:
@@ -130,6 +134,18 @@ class TestBroker:
         until(lambda: empty.id not in [one["Id"] for one in api.servers()], seconds=30)
         assert api.wait(session_id, "UNKNOWN")
         assert lost.id in [one["Id"] for one in api.servers()]
+
+    def test_enable_api_yaml(self, configured: Configured) -> None:
+        _, api = configured(enable_api_yaml=False)
+        assert api.send("GET", "/dcv-session-manager-api.yaml", headers={}).status_code == 404
+        assert api.ready(OWNER)
+
+
+def created_at_once(api: Api, count: int, items: Callable[[int], dict[str, Any]]) -> list[Any]:
+    """Create sessions one by one from many threads; return those that were."""
+    with ThreadPoolExecutor(8) as pool:
+        answers = pool.map(lambda number: api.call("createSessions", [items(number)]), range(count))
+        return [one for answer in answers for one in answer["SuccessfulList"]]
 
 
 class TestAgent:
@@ -147,3 +163,16 @@ class TestAgent:
         assert api.ready("user2")
         (server,) = api.servers()
         assert {"Key": "dcv:max-concurrent-sessions-per-user", "Value": "1"} in server["Tags"]
+
+    def test_max_virtual_sessions_holds_in_a_race(self, configured: Configured) -> None:
+        _, api = configured(max_virtual_sessions=3)
+        created = created_at_once(api, 24, lambda number: api.item(f"user{number}"))
+        assert len(created) == 3
+        (server,) = api.servers()
+        assert server["VirtualSessionCount"] == 3
+
+    def test_max_concurrent_sessions_per_user_holds_in_a_race(self, configured: Configured) -> None:
+        _, api = configured(max_concurrent_sessions_per_user=2)
+        created = created_at_once(api, 24, lambda number: api.item(f"user{number % 3}"))
+        owners = [one["Owner"] for one in created]
+        assert sorted(owners) == sorted(["user0", "user1", "user2"] * 2)

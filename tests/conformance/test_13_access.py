@@ -1,4 +1,7 @@
-"""Who may use the API of real brokers, and how often: with which tokens, or without any."""
+"""Access: who may use the API, and how often, with which tokens, or without any.
+
+Several brokers of one fleet, each with settings of its own, and an authorization server beside it.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +26,12 @@ from deskfleet.broker import main as broker_main
 from deskfleet.broker.service.auth_servers import AuthServers
 from deskfleet.core.records import AuthServer
 from deskfleet.settings import BrokerSettings
+from support import openapi
 from support.auth_server import JwksServer, jwk, jwks_server, key_set, private_key, signed
 from support.programs import Portal, Site, trust
 from support.waiting import until
+
+pytestmark = pytest.mark.own_broker
 
 RSA, EC = private_key("RSA-2048"), private_key("P-256")
 SCOPE = "dcv-session-manager/sm_scope"
@@ -48,6 +55,13 @@ class World:
     site: Site
     jwks: JwksServer
     clients: dict[str, tuple[str, str]] = field(default_factory=dict)
+    description: Any = field(default_factory=openapi.description)
+
+    def _hold_to_its_word(self, port: int, answer: httpx.Response) -> None:
+        # Other doors are not described.
+        if answer.request.url.port == port:
+            answer.read()
+            assert openapi.faults(self.description, answer) == []
 
     @contextmanager
     def door(self, broker: str = "broker", token: str | None = None) -> Iterator[httpx.Client]:
@@ -59,6 +73,7 @@ class World:
             headers=headers,
             timeout=30,
             trust_env=False,
+            event_hooks={"response": [partial(self._hold_to_its_word, port)]},
         ) as client:
             yield client
 
@@ -173,15 +188,6 @@ class TestExternalServers:
         assert command("list-auth-servers") == f'Urls: [ "{world.jwks.url}" ]\n'
         assert [world.status(token) for token in tokens * 2] == [200] * 4
         assert world.status(world.own_token()) == 200
-        for wrong in (
-            external(iss="other"),
-            external(aud="other"),
-            external(exp=int(time.time()) - 61),
-            external(EC, "ES256", "rsa"),
-            external(private_key("RSA-2048", 2)),
-            external(kid="other"),
-        ):
-            assert world.status(wrong) == 401
         [told] = json.loads(command("list-auth-servers", "--output", "json"))
         assert (told["url"], told["audience"]) == (world.jwks.url, "api")
         said = command("unregister-auth-server", *url)
@@ -189,6 +195,47 @@ class TestExternalServers:
         world.catch_up()
         assert [world.status(token) for token in tokens] == [401, 401]
         assert command("list-auth-servers") == "Urls: [ ]\n"
+
+    @pytest.mark.parametrize(
+        ("wrong", "reason"),
+        [
+            ({"aud": "other"}, "the token is for another audience"),
+            ({"iss": "other"}, "no authorization server that is known here has made the token"),
+            ({"exp": -61}, "the token has expired"),
+            ({"nbf": 120}, "the token is not valid yet"),
+            ({"token_use": "id"}, "the token is no access token"),
+        ],
+        ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+    )
+    def test_a_claim_that_is_not_as_registered(
+        self, world: World, wrong: dict[str, Any], reason: str
+    ) -> None:
+        now = int(time.time())
+        claims: dict[str, Any] = {
+            name: now + value if isinstance(value, int) else value for name, value in wrong.items()
+        }
+        wanted = {"issuer": "login", "audience": "api", "scope": SCOPE}
+        with world.registered(**wanted), world.door("broker", external(**claims)) as door:
+            answer = door.post("/describeSessions", json={})
+            assert world.status(external()) == 200
+        assert (answer.status_code, answer.json()) == (401, {"error": reason})
+        assert answer.headers["www-authenticate"] == (
+            f'Bearer error="invalid_token", error_description="{reason}"'
+        )
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            (EC, "ES256", "rsa"),
+            (private_key("RSA-2048", 2), "RS256", "rsa"),
+            (RSA, "RS256", "other"),
+        ],
+        ids=["key of another kind", "another key", "unknown key"],
+    )
+    def test_a_key_that_is_not_the_servers(self, world: World, wrong: Any) -> None:
+        with world.registered():
+            assert world.status(external(*wrong)) == 401
+            assert world.status(external()) == 200
 
     def test_a_scope_that_is_lacking_is_told(self, world: World) -> None:
         with world.registered(scope=SCOPE), world.door("broker", external(scope="x")) as door:

@@ -27,6 +27,7 @@ from support.programs import LiveBroker, free_ports, trust, up
 from support.waiting import until
 
 FOREIGN_SECONDS = 180.0
+NO_PLACE = "no dcv server found for placement"
 UNKNOWN_ID = "00000000-0000-4000-8000-000000000000"
 
 
@@ -279,6 +280,19 @@ class Play(Protocol):
     def __call__(self, **facts: object) -> PlayedServer: ...
 
 
+class Configured(Protocol):
+    """Starts a fleet with settings of its own."""
+
+    def __call__(self, **settings: object) -> tuple[OwnFleet, Api]: ...
+
+
+def with_another_character(token: str) -> Iterator[str]:
+    """Alter a token in one place after the other, the last one among them."""
+    for at in {*range(0, len(token), 7), len(token) - 1}:
+        other = "B" if token[at] == "A" else "A"
+        yield token[:at] + other + token[at + 1 :]
+
+
 def on(server: PlayedServer) -> dict[str, str]:
     """Return the requirements that place a session on a played server, and on no other."""
     return {"Requirements": f"tag:played = '{server.facts.tags['played']}'"}
@@ -286,9 +300,12 @@ def on(server: PlayedServer) -> dict[str, str]:
 
 @contextmanager
 def own_fleet(
-    folder: Path, settings: Mapping[str, object] | None = None, tags: str = ""
+    folder: Path,
+    settings: Mapping[str, object] | None = None,
+    tags: str = "",
+    driver: str = "simulated",
 ) -> Iterator[OwnFleet]:
-    """Run `deskfleet up` with simulated sessions, and with these settings of broker and agent."""
+    """Run `deskfleet up` with these settings of broker and agent; again in a folder to go on."""
     ports = free_ports(3)
     state = folder / "state"
     if tags:
@@ -298,7 +315,7 @@ def own_fleet(
         f"DESKFLEET_{name.upper()}": str(value) for name, value in (settings or {}).items()
     }
     chosen = ports[0], ports[1], ports[2]
-    with up(state, ports=chosen, environment=environment) as (_program, broker):
+    with up(state, driver=driver, ports=chosen, environment=environment) as (_program, broker):
         log = state / "deskfleet.log"
         fleet = OwnFleet(broker, f"https://localhost:{ports[1]}", log)
         try:

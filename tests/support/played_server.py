@@ -47,6 +47,7 @@ from support.programs import trust
 LIMIT_SECONDS = 20.0
 
 LINUX = Os(family="linux", name="Debian GNU/Linux", version="12", kernel_version="6.1.0")
+MACOS = Os(family="macos", name="macOS", version="14.5")
 WINDOWS = Os(
     family="windows",
     name="Windows Server 2016 Datacenter",
@@ -84,6 +85,8 @@ class PlayedServer:
         self.facts = facts
         self.starts = Phase.RUNNING
         """What becomes of a session that is to be started: RUNNING, STARTING or FAILED."""
+        self.failure = "it was made to fail"
+        """The reason of starts that fail."""
         self.stops = True
         """Whether a session ends when it is to be ended."""
         self.screens: Sequence[tuple[int, int]] | None = ((1280, 800),)
@@ -254,7 +257,7 @@ class PlayedServer:
     def _observation(
         self, session_id: str, generation: int, phase: Phase, running: Running | None
     ) -> Observed:
-        reason = "it was made to fail" if phase is Phase.FAILED else None
+        reason = self.failure if phase is Phase.FAILED else None
         report = Report(
             id=session_id,
             server_id=self.id,
