@@ -9,6 +9,7 @@ their refusals inside, in the order of the request.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes
 
@@ -18,7 +19,7 @@ from starlette.responses import Response
 from deskfleet.broker.service.blocks import Blocks
 from deskfleet.broker.service.house import House
 from deskfleet.broker.service.screenshots import Wish
-from deskfleet.broker.service.servers import Closing, Failure
+from deskfleet.broker.service.servers import Closing
 from deskfleet.broker.service.sessions import Deletion, PermissionsUpdate, SessionView
 from deskfleet.broker.web import rendering, shapes
 from deskfleet.broker.web.bodies import decode_body, to_request
@@ -120,20 +121,17 @@ class Api:
             )
         )
         outcomes = [wish if isinstance(wish, Refusal) else next(granted) for wish in wishes]
-        return self._answer(
-            shapes.CreateSessionsResponse(
-                request_id=self._house.ids.uuid(),
-                successful_list=[
-                    self._created(outcome) for outcome in outcomes if isinstance(outcome, Session)
-                ],
-                unsuccessful_list=[
-                    shapes.UnsuccessfulCreateSessionRequestData(
-                        create_session_request_data=item, failure_reason=outcome.reason
-                    )
-                    for item, outcome in zip(asked, outcomes, strict=True)
-                    if isinstance(outcome, Refusal)
-                ],
-            )
+        return self._batch(
+            shapes.CreateSessionsResponse,
+            shapes.Session,
+            (
+                self._created(outcome)
+                if isinstance(outcome, Session)
+                else shapes.UnsuccessfulCreateSessionRequestData(
+                    create_session_request_data=item, failure_reason=outcome.reason
+                )
+                for item, outcome in zip(asked, outcomes, strict=True)
+            ),
         )
 
     async def delete_sessions(self, request: Request) -> Response:
@@ -142,57 +140,45 @@ class Api:
             Deletion(item.session_id or "", item.owner or "", bool(item.force)) for item in asked
         ]
         answers = await self._house.sessions.delete(deletions, mine=settled(request).owner)
-        return self._answer(
-            shapes.DeleteSessionsResponse(
-                request_id=self._house.ids.uuid(),
-                successful_list=[
-                    shapes.DeleteSessionSuccessfulResponse(
-                        session_id=deletion.session_id, state=answer
-                    )
-                    for deletion, answer in zip(deletions, answers, strict=True)
-                    if isinstance(answer, State)
-                ],
-                unsuccessful_list=[
-                    shapes.DeleteSessionUnsuccessfulResponse(
-                        session_id=item.session_id, failure_reason=answer.reason
-                    )
-                    for item, answer in zip(asked, answers, strict=True)
-                    if isinstance(answer, Refusal)
-                ],
-            )
+        return self._batch(
+            shapes.DeleteSessionsResponse,
+            shapes.DeleteSessionSuccessfulResponse,
+            (
+                shapes.DeleteSessionUnsuccessfulResponse(
+                    session_id=item.session_id, failure_reason=answer.reason
+                )
+                if isinstance(answer, Refusal)
+                else shapes.DeleteSessionSuccessfulResponse(
+                    session_id=item.session_id or "", state=answer
+                )
+                for item, answer in zip(asked, answers, strict=True)
+            ),
         )
 
     async def update_session_permissions(self, request: Request) -> Response:
         asked = decode_body(
             await body_of(request), list[shapes.UpdateSessionPermissionsRequestData]
         )
+        updates = [
+            PermissionsUpdate(item.session_id or "", item.owner or "", item.permissions_file or "")
+            for item in asked
+        ]
         answers = await self._house.sessions.update_permissions(
-            [
-                PermissionsUpdate(
-                    item.session_id or "", item.owner or "", item.permissions_file or ""
-                )
-                for item in asked
-            ],
-            mine=settled(request).owner,
+            updates, mine=settled(request).owner
         )
-        return self._answer(
-            shapes.UpdateSessionPermissionsResponse(
-                request_id=self._house.ids.uuid(),
-                successful_list=[
-                    shapes.UpdateSessionPermissionsSuccessfulResponse(
-                        session_id=item.session_id or ""
-                    )
-                    for item, answer in zip(asked, answers, strict=True)
-                    if answer is None
-                ],
-                unsuccessful_list=[
-                    shapes.UpdateSessionPermissionsUnsuccessfulResponse(
-                        session_id=item.session_id, failure_reason=answer.reason
-                    )
-                    for item, answer in zip(asked, answers, strict=True)
-                    if answer is not None
-                ],
-            )
+        return self._batch(
+            shapes.UpdateSessionPermissionsResponse,
+            shapes.UpdateSessionPermissionsSuccessfulResponse,
+            (
+                shapes.UpdateSessionPermissionsUnsuccessfulResponse(
+                    session_id=item.session_id, failure_reason=answer.reason
+                )
+                if answer
+                else shapes.UpdateSessionPermissionsSuccessfulResponse(
+                    session_id=item.session_id or ""
+                )
+                for item, answer in zip(asked, answers, strict=True)
+            ),
         )
 
     async def get_session_connection_data(self, request: Request) -> Response:
@@ -215,45 +201,35 @@ class Api:
         answers = await self._house.screenshots.take(
             [self._wish(item) for item in asked], mine=settled(request).owner
         )
-        return self._answer(
-            shapes.GetSessionScreenshotsResponse(
-                request_id=self._house.ids.uuid(),
-                successful_list=[
-                    rendering.screenshot_shape(item.session_id or "", answer)
-                    for item, answer in zip(asked, answers, strict=True)
-                    if not isinstance(answer, Refusal)
-                ],
-                unsuccessful_list=[
-                    shapes.GetSessionScreenshotUnsuccessfulResponse(
-                        get_session_screenshot_request_data=item, failure_reason=answer.reason
-                    )
-                    for item, answer in zip(asked, answers, strict=True)
-                    if isinstance(answer, Refusal)
-                ],
-            )
+        return self._batch(
+            shapes.GetSessionScreenshotsResponse,
+            shapes.GetSessionScreenshotSuccessfulResponse,
+            (
+                shapes.GetSessionScreenshotUnsuccessfulResponse(
+                    get_session_screenshot_request_data=item, failure_reason=answer.reason
+                )
+                if isinstance(answer, Refusal)
+                else rendering.screenshot_shape(item.session_id or "", answer)
+                for item, answer in zip(asked, answers, strict=True)
+            ),
         )
 
     async def open_servers(self, request: Request) -> Response:
         asked = decode_body(await body_of(request), list[shapes.OpenServerRequestData])
         answers = await self._house.servers.open([item.server_id or "" for item in asked])
-        return self._answer(
-            shapes.OpenServersResponse(
-                request_id=self._house.ids.uuid(),
-                successful_list=[
-                    shapes.OpenServerSuccessfulResponse(server_id=item.server_id or "")
-                    for item, answer in zip(asked, answers, strict=True)
-                    if answer is None
-                ],
-                unsuccessful_list=[
-                    shapes.OpenServerUnsuccessfulResponse(
-                        open_server_request_data=item,
-                        failure_code=answer.code,
-                        failure_reason=answer.reason,
-                    )
-                    for item, answer in zip(asked, answers, strict=True)
-                    if isinstance(answer, Failure)
-                ],
-            )
+        return self._batch(
+            shapes.OpenServersResponse,
+            shapes.OpenServerSuccessfulResponse,
+            (
+                shapes.OpenServerUnsuccessfulResponse(
+                    open_server_request_data=item,
+                    failure_code=answer.code,
+                    failure_reason=answer.reason,
+                )
+                if answer
+                else shapes.OpenServerSuccessfulResponse(server_id=item.server_id or "")
+                for item, answer in zip(asked, answers, strict=True)
+            ),
         )
 
     async def close_servers(self, request: Request) -> Response:
@@ -261,23 +237,37 @@ class Api:
         answers = await self._house.servers.close(
             [Closing(item.server_id or "", bool(item.force)) for item in asked]
         )
+        return self._batch(
+            shapes.CloseServersResponse,
+            shapes.CloseServerSuccessfulResponse,
+            (
+                shapes.CloseServerUnsuccessfulResponse(
+                    close_server_request_data=item,
+                    failure_code=answer.code,
+                    failure_reason=answer.reason,
+                )
+                if answer
+                else shapes.CloseServerSuccessfulResponse(server_id=item.server_id or "")
+                for item, answer in zip(asked, answers, strict=True)
+            ),
+        )
+
+    def _batch(
+        self,
+        answer: Callable[..., shapes.Answer],
+        successful: type[shapes.Answer],
+        entries: Iterable[shapes.Answer],
+    ) -> Response:
+        """Answer what became of each entry: those of the type `successful` stand in their list."""
+        granted: list[shapes.Answer] = []
+        refused: list[shapes.Answer] = []
+        for entry in entries:
+            (granted if isinstance(entry, successful) else refused).append(entry)
         return self._answer(
-            shapes.CloseServersResponse(
+            answer(
                 request_id=self._house.ids.uuid(),
-                successful_list=[
-                    shapes.CloseServerSuccessfulResponse(server_id=item.server_id or "")
-                    for item, answer in zip(asked, answers, strict=True)
-                    if answer is None
-                ],
-                unsuccessful_list=[
-                    shapes.CloseServerUnsuccessfulResponse(
-                        close_server_request_data=item,
-                        failure_code=answer.code,
-                        failure_reason=answer.reason,
-                    )
-                    for item, answer in zip(asked, answers, strict=True)
-                    if isinstance(answer, Failure)
-                ],
+                successful_list=granted,
+                unsuccessful_list=refused,
             )
         )
 
