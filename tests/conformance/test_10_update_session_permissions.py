@@ -80,20 +80,30 @@ class TestRequestParameters:
 
     @pytest.mark.own_broker
     @pytest.mark.parametrize(
-        ("text", "line"),
+        ("text", "told"),
         [
-            (b"[permissions]\n%owner% allow teleport\n", 2),
-            (b"#import other\n", 1),
-            (b"[permissions]\n\nuser1 permit display\n", 3),
-            (b"\xff\xfe", 0),
+            (
+                b"[permissions]\n%owner% allow teleport\n",
+                "Line 2: 'teleport' is neither a feature nor an alias",
+            ),
+            (
+                b"#import other\n",
+                "Line 1: #import is refused, as it would read a file of the server",
+            ),
+            (
+                b"[permissions]\n\nuser1 permit display\n",
+                "Line 3: expected: actor allow|disallow|deny feature feature ...",
+            ),
+            (b"\n" * 2001, "A permissions file can't have more than 2,000 lines"),
+            (b"\xff\xfe", "The permissions file must be UTF-8 text"),
         ],
+        ids=lambda value: str(value)[:24],
     )
     def test_permissions_file_that_is_none(
-        self, api: Api, owner: str, session: str, text: bytes, line: int
+        self, api: Api, owner: str, session: str, text: bytes, told: str
     ) -> None:
         answer = update(api, session, owner, base64.b64encode(text).decode())
-        reason = answer["UnsuccessfulList"][0]["FailureReason"]
-        assert (f"line {line}" in reason) is bool(line)
+        assert answer["UnsuccessfulList"][0]["FailureReason"] == f"PermissionsFile: {told}"
 
     @pytest.mark.own_broker
     def test_permissions_file_of_64_kib_and_no_more(

@@ -278,6 +278,5 @@ def _check_permissions(permissions_file: str) -> Refusal | None:
     try:
         permissions.decode(permissions_file)
     except PermissionsInvalid as error:
-        where = f" (line {error.line})" if error.line else ""
-        return Refusal(f"PermissionsFile: {error.message}{where}")
+        return Refusal(f"PermissionsFile: {error.message}")
     return None
