@@ -362,6 +362,7 @@ class TestTheTokenEndpoint:
             self.ask(world, auth=(id, password), data={**grant, "scope": "anything"}),
             self.ask(world, "?grant_type=client_credentials", auth=(id, password), data=grant),
             self.ask(world, data={**grant, **secret}),
+            self.ask(world, auth=(id, password), data={**grant, "client_id": id}),
         ):
             assert answer.status_code == 200, answer.text
             assert answer.headers["cache-control"] == "no-store"
@@ -379,6 +380,10 @@ class TestTheTokenEndpoint:
             (self.ask(world, twice, auth=(id, password)), 400, "invalid_request"),
             (
                 self.ask(world, auth=(id, password), data={**grant, "client_secret": password}),
+                *(400, "invalid_request"),
+            ),
+            (
+                self.ask(world, auth=(id, password), data={**grant, "client_id": "another"}),
                 *(400, "invalid_request"),
             ),
             (

@@ -145,7 +145,11 @@ def _credentials(request: Request, form: Form) -> tuple[str, str] | None:
     if len(headers) + len(passwords) > 1 or len(ids) > 1:
         raise Invalid("invalid_request")
     if headers:
-        return _basic(headers[0])
+        basic = _basic(headers[0])
+        if basic is not None and ids not in ([], [basic[0]]):
+            # RFC 6749, section 2.3: a client says in one way who it is.
+            raise Invalid("invalid_request")
+        return basic
     return (ids[0], passwords[0]) if ids and passwords else None
 
 
