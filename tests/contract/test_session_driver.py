@@ -101,7 +101,8 @@ class DcvHouse:
         subprocess.run([self._program, "close-session", session_id], check=True, timeout=60)
 
     def left(self) -> list[str]:
-        files = [*(self._folder / "known").iterdir(), *(self._folder / "run/dcv").iterdir()]
+        places = [self._folder / name for name in ("known", "run/dcv", "scripts")]
+        files = [path for place in places for path in place.iterdir()]
         names = [path.name for path in files]
         if self._site is not None:
             return [*names, *self._site.sessions(), *map(str, self._site.calls_left())]

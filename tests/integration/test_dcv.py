@@ -6,6 +6,8 @@ import asyncio
 import base64
 import subprocess
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +23,7 @@ from deskfleet.ports import Door, Running
 from support.builders import a_request
 from support.dcv import DcvSite, dcv_driver, dcv_folder
 from support.sessions import program, session_owner, session_spec
+from support.users import need_root
 from support.waiting import until
 
 ANSWER_SECONDS = 1.5
@@ -281,11 +284,13 @@ class TestAgentsThatCome:
         play(site, later)
 
     def test_what_an_earlier_agent_left_is_removed(self, site: DcvSite) -> None:
-        (site.folder / "run/dcv").mkdir(parents=True)
-        (site.folder / "run/dcv/left").write_text("")
+        places = [site.folder / name for name in ("run/dcv", "run/pictures", "scripts")]
+        for place in places:
+            place.mkdir(parents=True)
+            (place / "left").write_text("")
 
         async def story(driver: DcvDriver, _ends: Ends) -> None:
-            assert list((site.folder / "run/dcv").iterdir()) == []
+            assert [path for place in places for path in place.iterdir()] == []
 
         play(site, story)
 
@@ -683,15 +688,61 @@ class TestCreation:
             asked["init_file"] = "desk" if has_init else None
             await driver.start(session_spec(**asked))
             await eventually(lambda: (said / "run").exists() and (said / "init").exists())
-            assert len(list((site.folder / "run/dcv").iterdir())) == 1
+            assert len(list((site.folder / "scripts").iterdir())) == 1
             await driver.stop("s-1")
-            assert list((site.folder / "run/dcv").iterdir()) == []
+            assert list((site.folder / "scripts").iterdir()) == []
 
         play(site, story, default_init=init)
         owner, display, rest = (said / "run").read_text().split("\n")
         assert (owner, display) == (session_owner(), ":77")
         assert rest == "|".join(arguments) + "|"
         assert (said / "init").read_text().strip() == owner
+
+
+@contextmanager
+def without_programs(folder: Path) -> Iterator[None]:
+    """Let a folder be a file system that no program can be run from, as /run often is."""
+    folder.mkdir(mode=0o711, exist_ok=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "noexec,size=1m,mode=711", "tmpfs", str(folder)]
+    subprocess.run(mount, check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+class TestPlacesWithoutPrograms:
+    @pytest.fixture(autouse=True)
+    def as_root(self) -> None:
+        need_root("mounting a file system")
+
+    def test_an_autorun_file_needs_none_in_the_runtime_folder(self, site: DcvSite) -> None:
+        said = site.folder / "said"
+        said.mkdir()
+        said.chmod(0o777)
+        program(site.folder / "init/desk", "#!/bin/sh\nexec sleep 300\n")
+        program(site.folder / "autorun/tool", f"#!/bin/sh\ntouch {said}/run\n")
+
+        async def story(driver: DcvDriver, _ends: Ends) -> None:
+            await driver.start(session_spec(init_file="desk", autorun_file="tool"))
+            await eventually((said / "run").exists)
+            await driver.stop("s-1")
+
+        with without_programs(site.folder / "run"):
+            play(site, story)
+
+    def test_where_no_script_could_run_an_autorun_file_is_refused(self, site: DcvSite) -> None:
+        program(site.folder / "autorun/tool", "#!/bin/sh\n")
+
+        async def story(driver: DcvDriver, _ends: Ends) -> None:
+            with pytest.raises(StartFailed, match="scripts is mounted noexec"):
+                await driver.start(session_spec(autorun_file="tool"))
+            assert site.sessions() == {}
+            await driver.start(session_spec())
+            await driver.stop("s-1")
+
+        with without_programs(site.folder / "scripts"):
+            play(site, story)
 
 
 class TestRunningSessions:

@@ -19,6 +19,7 @@ from typing import Any, cast
 import psutil
 
 from deskfleet.agent.drivers.dcv import DcvDriver
+from deskfleet.agent.drivers.dcv_files import DcvFiles
 from deskfleet.agent.drivers.dcv_platform import DcvPlatform
 from deskfleet.agent.drivers.dcv_server import DcvServer
 from deskfleet.agent.drivers.owners import ROOT, OwnerPolicy
@@ -148,4 +149,6 @@ def dcv_driver(
     )
     given: dict[str, Any] = {"platform": platform, "clock": SystemClock()}
     given |= {"poll_seconds": POLL_SECONDS, **settings}
-    return DcvDriver(server, folder / "known", folder / "run", **given)
+    return DcvDriver(
+        server, folder / "known", DcvFiles(folder / "run", folder / "scripts"), **given
+    )

@@ -10,6 +10,17 @@ import os
 import pwd
 import subprocess
 
+import pytest
+
+
+def need_root(what_for: str) -> None:
+    """Skip what only root can do; under CI that is a failure."""
+    if os.geteuid() != 0:
+        reason = f"{what_for} takes root"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+
 
 def ordinary_user(name: str) -> pwd.struct_passwd:
     """Return an ordinary user to own sessions: `name`, or who runs the tests if that isn't root."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import configparser
 import dataclasses
+import os
 import re
 import shlex
 import subprocess
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 import typer.main
 
-from deskfleet.agent.drivers.dcv_platform import runtime_here
+from deskfleet.agent.drivers.dcv_platform import runtime_here, scripts_here
 from deskfleet.agent.drivers.session_folders import RuntimeFolders
 from deskfleet.cli import config_files, end_desktops
 from deskfleet.cli.main import LATER, application
@@ -180,6 +181,26 @@ def test_a_dcv_agents_files_are_in_the_folder_that_its_unit_has_made(
     assert runtime_here(tmp_path).parent == Path("/run/deskfleet-agent")
     # The DCV server and the owners have to pass, and nobody has to list.
     assert service["RuntimeDirectoryMode"] == "0711"
+
+
+def test_what_the_owners_of_sessions_run_is_not_below_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Debian and Ubuntu mount it noexec."""
+    service = Unit(SYSTEMD / "deskfleet-agent-dcv.conf")["Service"]
+    monkeypatch.setenv("RUNTIME_DIRECTORY", f"/run/{service['RuntimeDirectory']}")
+    monkeypatch.setenv("CACHE_DIRECTORY", f"/var/cache/{service['CacheDirectory']}")
+    assert scripts_here(tmp_path).parent == Path("/var/cache/deskfleet-agent")
+    assert service["CacheDirectoryMode"] == "0711"
+    installer = (SYSTEMD.parent / "install").read_text()
+    assert f"rm -rf /run/deskfleet /run/{service['RuntimeDirectory']}" in installer
+    assert f" /var/cache/{service['CacheDirectory']}\n" in installer
+    for name in ("RUNTIME_DIRECTORY", "CACHE_DIRECTORY", "XDG_RUNTIME_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert scripts_here(tmp_path).parent == Path("/var/cache/deskfleet")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert scripts_here(tmp_path).is_relative_to("/tmp/deskfleet-1000")
 
 
 def test_what_is_left_of_desktops_is_told_and_removed(

@@ -115,13 +115,18 @@ def _xvnc(settings: AgentSettings) -> SessionDriver:
 
 def _dcv(settings: AgentSettings) -> SessionDriver:
     from deskfleet.agent.drivers.dcv import DcvDriver  # noqa: PLC0415
-    from deskfleet.agent.drivers.dcv_platform import platform_here, runtime_here  # noqa: PLC0415
+    from deskfleet.agent.drivers.dcv_files import DcvFiles  # noqa: PLC0415
+    from deskfleet.agent.drivers.dcv_platform import (  # noqa: PLC0415
+        platform_here,
+        runtime_here,
+        scripts_here,
+    )
     from deskfleet.agent.drivers.dcv_server import DcvServer  # noqa: PLC0415
 
     return DcvDriver(
         DcvServer(settings.dcv_root),
         settings.state / "dcv",
-        runtime_here(settings.state),
+        DcvFiles(runtime_here(settings.state), scripts_here(settings.state)),
         platform=platform_here(
             init_folder=settings.init_folder or settings.state / "init",
             autorun_folder=settings.autorun_folder or settings.state / "autorun",

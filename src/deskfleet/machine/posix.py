@@ -129,6 +129,11 @@ def kill_group(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
+def runs_programs(folder: Path) -> bool:
+    """Say whether programs in a folder can be run: its file system may forbid it (`noexec`)."""
+    return not os.statvfs(folder).f_flag & os.ST_NOEXEC
+
+
 def start_as(user: str, argv: Sequence[str], environment: Mapping[str, str]) -> None:
     """Start a program as a user of this machine, in their home, and leave it to itself.
 

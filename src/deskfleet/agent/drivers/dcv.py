@@ -53,17 +53,17 @@ class DcvDriver:
         self,
         server: DcvServer,
         state: Path,
-        runtime: Path,
+        files: DcvFiles,
         *,
         platform: DcvPlatform,
         clock: Clock,
         poll_seconds: float = POLL_SECONDS,
         proof_seconds: float = PROOF_SECONDS,
     ) -> None:
-        """`state` keeps what is known of sessions, `runtime` the files that the server is shown."""
+        """`state` keeps what is known of sessions."""
         self._server, self._platform, self._clock = server, platform, clock
         self._sessions = DcvSessions(server, DcvRecords(state), clock)
-        self._files = DcvFiles(runtime)
+        self._files = files
         self._poll_seconds, self._proof_seconds = poll_seconds, proof_seconds
         self.on_change: Callable[[], None] = lambda: None
         self._shown: list[Running] = []

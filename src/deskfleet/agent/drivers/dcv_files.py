@@ -1,7 +1,11 @@
 """The files that a DCV server is shown by their path, and the pictures that it writes.
 
-    <runtime>/dcv/        0711  nobody can list it
+    <runtime>/dcv/        0711  permissions files; nobody can list it
     <runtime>/pictures/   0700
+    <scripts>/            0711  scripts of sessions; likewise
+
+Scripts are programs, and many systems forbid to run any in /run or /tmp: so they have a place of
+their own.
 
 The DCV server and session owners are other users than the agent, and which of them opens a file
 isn't documented. So a file that the server reads can be read by whoever knows its name, which is
@@ -12,6 +16,7 @@ Pictures lie where only the agent and root can go, whatever rights the program g
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import shlex
@@ -20,7 +25,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from deskfleet.errors import SetupFailed, Unavailable
+from deskfleet.errors import SetupFailed, StartFailed, Unavailable
+from deskfleet.machine import here
+
+log = logging.getLogger(__name__)
 
 MAX_PICTURE_BYTES = 16_000_000
 
@@ -42,8 +50,8 @@ exec {init}
 
 
 class DcvFiles:
-    def __init__(self, runtime: Path) -> None:
-        self._runtime = runtime
+    def __init__(self, runtime: Path, scripts: Path) -> None:
+        self._runtime, self._scripts = runtime, scripts
         self._folder, self._pictures = runtime / "dcv", runtime / "pictures"
 
     def make(self, kept: Iterable[str]) -> None:
@@ -53,14 +61,20 @@ class DcvFiles:
         """
         known = set(kept)
         try:
-            for folder in (self._runtime.parent, self._runtime, self._folder):
+            for folder in (self._runtime, self._scripts):
+                _make_folder(folder.parent)
                 _make_folder(folder)
+            _make_folder(self._folder)
             _make_folder(self._pictures, 0o700)
-            for path in [*self._folder.iterdir(), *self._pictures.iterdir()]:
-                if str(path) not in known:
-                    path.unlink()
+            for folder in (self._folder, self._pictures, self._scripts):
+                for path in folder.iterdir():
+                    if str(path) not in known:
+                        path.unlink()
         except OSError as error:
-            raise SetupFailed(f"{self._folder} can't be used: {error.strerror}") from error
+            where = error.filename or self._folder
+            raise SetupFailed(f"{where} can't be used: {error.strerror}") from error
+        if not here.runs_programs(self._scripts):
+            log.warning("autorun.impossible", extra={"reason": self._noexec()})
 
     @contextmanager
     def permissions(self, content: bytes | None) -> Iterator[Path | None]:
@@ -68,7 +82,7 @@ class DcvFiles:
         if content is None:
             yield None
             return
-        path = self._fresh(".perm")
+        path = self._folder / f"{secrets.token_hex(16)}.perm"
         try:
             _write(path, content, 0o644)
             yield path
@@ -86,14 +100,19 @@ class DcvFiles:
                 path.unlink()
 
     def write_script(self, init: Path, autorun: Sequence[str]) -> Path:
-        """Write the init file of a session that runs another one, and an autorun file beside it."""
-        path = self._fresh(".sh")
+        """Write the init file of a session that runs another one, and an autorun file beside it.
+
+        Raises `StartFailed` where no program can be run from its place, and `OSError`.
+        """
+        if not here.runs_programs(self._scripts):
+            raise StartFailed(self._noexec())
+        path = self._scripts / f"{secrets.token_hex(16)}.sh"
         text = _SCRIPT.format(autorun=shlex.join(autorun), init=shlex.quote(str(init)))
         _write(path, text.encode(), 0o755)
         return path
 
-    def _fresh(self, suffix: str) -> Path:
-        return self._folder / f"{secrets.token_hex(16)}{suffix}"
+    def _noexec(self) -> str:
+        return f"no autorun file can be started: {self._scripts} is mounted noexec"
 
 
 def read_picture(path: Path) -> bytes:

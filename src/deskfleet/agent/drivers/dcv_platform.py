@@ -96,7 +96,7 @@ def _owner_check(*, allow_root: bool) -> Callable[[str], object]:
 
 
 def runtime_here(state: Path) -> Path:
-    """Return where files are that the DCV server and session owners must be able to reach."""
+    """Return where files are that the DCV server must be able to reach."""
     if sys.platform == "win32":
         return state / "run"
     from deskfleet.agent.drivers.session_folders import runtime_folder  # noqa: PLC0415
@@ -110,3 +110,16 @@ def runtime_here(state: Path) -> Path:
         # That is closed to everybody but the agent.
         return Path(f"/tmp/deskfleet-{os.geteuid()}") / folder.name  # noqa: S108 - checked there
     return folder
+
+
+def scripts_here(state: Path) -> Path:
+    """Return where scripts are that session owners must be able to run: not below /run."""
+    if sys.platform == "win32":
+        return state / "scripts"
+    runtime = runtime_here(state)
+    of_the_service = os.environ.get("CACHE_DIRECTORY")
+    if of_the_service:
+        return Path(of_the_service) / runtime.name
+    if os.geteuid() == 0:
+        return Path("/var/cache/deskfleet") / runtime.name
+    return runtime / "scripts"
