@@ -13,6 +13,7 @@ import dataclasses
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -266,7 +267,10 @@ def examine(kind: type[BrokerSettings | AgentSettings], file: Path) -> Examined:
 
     Raises `SetupFailed` only where nothing can be read.
     """
-    original = broker_properties.read if kind is BrokerSettings else agent_conf.read
+    if kind is BrokerSettings:
+        original = partial(broker_properties.read, settings=fields_of(kind))
+    else:
+        original = agent_conf.read
     return examining.examine(kind, file, original)
 
 

@@ -14,12 +14,17 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
+from deskfleet.broker import brought
 from deskfleet.cli import broker_gateway
 from deskfleet.cli.broker import app
 from deskfleet.cli.over_store import original_json
 from deskfleet.core.records import Endpoint
 from deskfleet.errors import Invalid
+from deskfleet.gateway_certificates import TRUST_FILE
+from deskfleet.keystores import trusted
+from deskfleet.settings import BrokerSettings, read
 from support.builders import a_link, a_report, a_server, a_session, some_facts
+from support.original_files import write
 from support.running_broker import running_broker
 
 ENDPOINT = Endpoint(ip_address="10.0.0.7", port=8443)
@@ -219,6 +224,33 @@ def test_certificates_are_not_replaced_unasked(shell: Shell, tmp_path: Path) -> 
     elsewhere = tmp_path / "elsewhere"
     shell.run("gen-gateway-certificates", "--output-folder", str(elsewhere))
     assert (elsewhere / "dcv_gateway_cert.pem").exists()
+
+
+@pytest.mark.parametrize("name", ["session-manager-broker.properties", "broker.toml"])
+@pytest.mark.parametrize("with_config", [True, False])
+def test_what_it_prints_is_what_a_file_of_that_kind_says(
+    name: str, with_config: bool, tmp_path: Path
+) -> None:
+    """Pasted as it stands, it must neither be passed over nor refused."""
+    config = write(tmp_path / name, "# nothing yet\n")
+    more = ("--config", str(config)) if with_config else ()
+    done = CliRunner().invoke(
+        app, ["gen-gateway-certificates", "--state", str(tmp_path / "state"), *more]
+    )
+    said = done.output.partition("Set at each broker")[2].partition("Copy key")[0]
+    is_original = name.endswith(".properties")
+    lines = [line.strip() for line in said.splitlines() if " = " in line]
+    assert len(lines) == (3 if with_config else 6)
+    pasted = lines if with_config else (lines[3:] if is_original else lines[:3])
+    settings = read(
+        BrokerSettings,
+        file=write(config, "\n".join(pasted)),
+        environment={"DESKFLEET_STATE": str(tmp_path / "state")},
+        flags={},
+    )
+    assert settings.enable_gateway
+    assert brought.gateway_trust(settings) == tmp_path / "state/resolver-creds" / TRUST_FILE
+    assert trusted(brought.gateway_trust(settings) or Path())
 
 
 def test_the_layout_of_the_original() -> None:

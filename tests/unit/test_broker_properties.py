@@ -275,6 +275,31 @@ class TestMistakes:
             f"{file}, line 8: jdbc-user: \\u needs four hexadecimal digits",
         ]
 
+    @pytest.mark.parametrize(
+        ("line", "told"),
+        [
+            ("enable_tls_client_auth_gateway = true", "its name is enable-tls-client-auth-gateway"),
+            ("gateway_trust_file = /x", "its name is gateway-to-broker-connector-trust-store-file"),
+            ("delete_session_duration_seconds = 1", "its name is delete-session-duration-seconds"),
+            ("state = /x", "its name is session-manager-working-path"),
+            ("advertise = b1", "but the environment has: DESKFLEET_ADVERTISE"),
+        ],
+    )
+    def test_settings_of_deskfleet_are_not_passed_over(
+        self, line: str, told: str, file: Path
+    ) -> None:
+        """A gateway that was to show a certificate would be let in without one."""
+        (problem,) = problems(file, line)
+        assert problem.startswith(
+            f"{file}, line 2: {line.split(maxsplit=1)[0]}: it is a setting of deskfleet"
+        )
+        assert told in problem
+
+    def test_no_setting_has_the_name_of_a_key(self) -> None:
+        assert not {key.name for key in KEYS} & {
+            one.name for one in dataclasses.fields(BrokerSettings)
+        }
+
     @pytest.mark.parametrize("seconds", ["59", "0"])
     def test_less_than_the_original_starts_with(self, seconds: str, file: Path) -> None:
         (told,) = problems(file, f"seconds-before-deleting-unreachable-dcv-server = {seconds}")

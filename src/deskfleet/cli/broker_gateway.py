@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +22,9 @@ from deskfleet.cli.over_store import (
     using,
 )
 from deskfleet.cli.program import failing_well
+from deskfleet.configuration import broker_properties
+from deskfleet.configuration.broker_properties import key_of
+from deskfleet.configuration.files import content_of
 from deskfleet.core.dns_names import read_mappings
 from deskfleet.core.records import DnsMapping
 from deskfleet.errors import Invalid
@@ -92,6 +97,7 @@ def gen_gateway_certificates(
     """Make the certificate that a connection gateway shows, and the file that trusts it."""
     with failing_well():
         settings = settings_of(state, config=config)
+        in_properties = None if config is None else broker_properties.is_one(content_of(config))
         if output_folder is None:
             broker_main.open_state(settings)
         folder = (output_folder or settings.state / FOLDER).absolute()
@@ -106,7 +112,7 @@ def gen_gateway_certificates(
             }
         )
     else:
-        typer.echo(_advice(files, settings))
+        typer.echo(_advice(files, settings, in_properties=in_properties))
 
 
 def _read(path: Path) -> list[DnsMapping]:
@@ -134,7 +140,7 @@ def _shown(mapping: DnsMapping) -> dict[str, Any]:
     }
 
 
-def _advice(files: GatewayFiles, settings: BrokerSettings) -> str:
+def _advice(files: GatewayFiles, settings: BrokerSettings, *, in_properties: bool | None) -> str:
     authority = settings.state / broker_main.AUTHORITY_FOLDER / broker_main.AUTHORITY_FILE
     return f"""\
 {files.key}: the gateway's key
@@ -142,9 +148,7 @@ def _advice(files: GatewayFiles, settings: BrokerSettings) -> str:
 {files.trust}: what brokers trust
 
 Set at each broker, and start it anew:
-  enable_gateway = true
-  enable_tls_client_auth_gateway = true
-  gateway_trust_file = "{files.trust}"
+{_broker_settings(files.trust, in_properties=in_properties)}
 
 Copy key, certificate and {authority} to the gateway, and set there:
   [resolver]
@@ -154,3 +158,24 @@ Copy key, certificate and {authority} to the gateway, and set there:
   cert-key-file = "/etc/dcv-connection-gateway/{files.key.name}"
 
 BROKER must be a DNS name, not an address. The key is of no use on a broker: remove it there."""
+
+
+def _broker_settings(trust: Path, *, in_properties: bool | None) -> str:
+    """Return what a broker's file has to say, in the words of its kind; of both, for None."""
+    own = {
+        "enable_gateway": "true",
+        "enable_tls_client_auth_gateway": "true",
+        "gateway_trust_file": json.dumps(str(trust), ensure_ascii=False),
+    }
+    original = {key_of(name): value for name, value in own.items()}
+    original[key_of("gateway_trust_file")] = str(trust).replace("\\", "\\\\")
+    if in_properties is not None:
+        return _lines(original if in_properties else own)
+    return (
+        f"in a TOML file\n{_lines(own)}\n"
+        f"or in session-manager-broker.properties\n{_lines(original)}"
+    )
+
+
+def _lines(values: Mapping[str, str]) -> str:
+    return "\n".join(f"  {name} = {value}" for name, value in values.items())

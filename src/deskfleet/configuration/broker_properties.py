@@ -2,11 +2,14 @@
 
 Laws: every line of the file has a note. An empty value is as good as no line. A key that is said
 twice counts as Java counts it: the last time. Original files start as they stand, so a key that
-nobody knows is a note and not a mistake.
+nobody knows is a note and not a mistake. The name of one of deskfleet's own settings is a mistake,
+and not a stranger: whoever wrote it wants something, a gateway's certificate perhaps, and the
+original never had it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from deskfleet.configuration.notes import MASK, Note, Translation, Verdict
 from deskfleet.configuration.properties import Entry, decode, parse
 
 _BY_NAME = {key.name: key for key in KEYS}
+_BY_SETTING = {key.setting: key for key in KEYS if key.setting}
 _ANY_CASE = {key.name: key for key in KEYS if key.any_case}
 _EMPTY = "it is empty: the default stays"
 _OLD_HOURS = "delete-session-duration-hours"
@@ -27,20 +31,25 @@ def known(name: str) -> Key | None:
     return _BY_NAME.get(name) or _ANY_CASE.get(name.lower())
 
 
-def read(content: Content) -> Translation | None:
-    """Read the file where it is one: by its suffix, or by its keys."""
-    suffix, text = content.path.suffix, decode(content.text)
-    if suffix == ".properties" or (suffix != ".toml" and is_properties(text)):
-        return translate(text)
-    return None
+def key_of(setting: str) -> str:
+    """Return the key that says a setting."""
+    return _BY_SETTING[setting].name
 
 
-def is_properties(text: str) -> bool:
-    """Say whether a text has a key of this file: names with dashes, which settings never have."""
-    return any(known(entry.key) for entry in parse(text))
+def read(content: Content, settings: Collection[str]) -> Translation | None:
+    """Read the file where it is one; `settings` are the names of all settings."""
+    return translate(decode(content.text), settings) if is_one(content) else None
 
 
-def translate(text: str) -> Translation:
+def is_one(content: Content) -> bool:
+    """Say whether a file is one: by its suffix, or by its keys, whose dashes no setting has."""
+    suffix = content.path.suffix
+    if suffix in {".properties", ".toml"}:
+        return suffix == ".properties"
+    return any(known(entry.key) for entry in parse(decode(content.text)))
+
+
+def translate(text: str, settings: Collection[str] = ()) -> Translation:
     """Return what a file says, in settings. What is wrong with it is in the notes."""
     result = Translation(is_guarded=True)
     last: dict[str, Entry] = {}
@@ -51,12 +60,26 @@ def translate(text: str) -> Translation:
         result.holds_secrets |= bool(row and row.secret and entry.value)
     said = {name: entry.value for name, entry in last.items() if name in _BY_NAME}
     for entry in entries:
-        _translate(entry, last, said, result)
+        if entry.key in settings:
+            result.notes.append(
+                Note(entry.key, Verdict.WRONG, entry.line, text=_why_wrong(entry.key))
+            )
+        else:
+            _translate(entry, last, said, result)
     if "state" not in result.values:
         result.default("session-manager-working-path", "state", STATE)
     if Path(LOG_FOLDER).is_dir():
         result.default("(log folder)", "log_directory", LOG_FOLDER)
     return result
+
+
+def _why_wrong(setting: str) -> str:
+    if setting in _BY_SETTING:
+        return f"it is a setting of deskfleet's own TOML; here its name is {key_of(setting)}"
+    return (
+        "it is a setting of deskfleet's own TOML; this file has no name for it, but the environment"
+        f" has: DESKFLEET_{setting.upper()}"
+    )
 
 
 def _translate(
