@@ -197,7 +197,10 @@ class AgentSettings:
     )
     software_statement_path: Path | None = _setting(None, "file with what lets this agent enrol")
     driver: str = _setting("xvnc", "what runs the sessions: xvnc, dcv or simulated")
-    dcv_root: Path = _setting(Path("/usr/bin/dcv"), "path of the `dcv` program, for the driver dcv")
+    dcv_root: Path | None = _setting(
+        None,
+        "path of the `dcv` program, for the driver dcv; where DCV puts it, if it isn't set",
+    )
     desktop_host: str = _setting("0.0.0.0", "address that browsers connect to")  # noqa: S104
     desktop_port: int = _setting(DESKTOP_PORT, "port that browsers connect to", port)
     tags_folder: Path | None = _setting(None, "folder of *.toml files with this server's tags")
@@ -268,7 +271,7 @@ def examine(kind: type[BrokerSettings | AgentSettings], file: Path) -> Examined:
     Raises `SetupFailed` only where nothing can be read.
     """
     if kind is BrokerSettings:
-        original = partial(broker_properties.read, settings=fields_of(kind))
+        original: examining.Original = partial(broker_properties.read, settings=fields_of(kind))
     else:
         original = agent_conf.read
     return examining.examine(kind, file, original)

@@ -17,8 +17,10 @@ from deskfleet.cli.main import PROGRAM
 from deskfleet.configuration.broker_keys import KEYS
 from deskfleet.gateway_certificates import make_gateway_files
 from deskfleet.system import SystemClock
+from support.dcv import DcvSite, dcv_folder
 from support.original_files import AGENT_FILE, BROKER_FILE, Brought, with_values, write
 from support.programs import Portal, Program, answers, free_ports
+from support.sessions import session_owner
 from support.waiting import until
 
 CONNECTOR = {name: f"{name}-to-broker-connector" for name in ("client", "agent", "gateway")}
@@ -71,7 +73,7 @@ class Site:
         assert program.process.poll() is None, self.told("broker")
         return program
 
-    def agent(self, *more: str, **values: object) -> Program:
+    def agent(self, *more: str, driver: str | None = "simulated", **values: object) -> Program:
         statement = self.command("generate-software-statement").strip().splitlines()[-1]
         (self.folder / "logs").mkdir(exist_ok=True)
         given = {
@@ -87,7 +89,7 @@ class Site:
         }
         file = write(self.folder / "agent.conf", with_values(AGENT_FILE, given))
         (port,) = free_ports(1)
-        own = ["--state", str(self.folder / "agent"), "--driver", "simulated"]
+        own = ["--state", str(self.folder / "agent"), *(("--driver", driver) if driver else ())]
         return self._run(
             "agent", "run", "--config", str(file), *own, "--desktop-port", str(port), *more
         )
@@ -156,6 +158,21 @@ def test_all_their_keys_start_a_broker_and_an_agent(site: Site) -> None:
     creds = site.folder / "resolver-creds"
     context.load_cert_chain(creds / "dcv_gateway_cert.pem", creds / "dcv_gateway_key.pem")
     assert httpx.get(url, verify=context).status_code == 200
+
+
+def test_an_agent_that_has_nothing_but_its_file_is_that_of_a_dcv_server(site: Site) -> None:
+    with dcv_folder() as folder:
+        server = DcvSite(folder)
+        site.broker()
+        agent = site.agent(driver=None, broker_update_interval=1, dcv_root=f"'{server.program}'")
+        portal = site.portal()
+        until(portal.available, seconds=60)
+        (shown,) = portal.call("/describeServers")["Servers"]
+        assert shown["Version"] == "2024.0.19030"
+        session = portal.ready(session_owner())
+        assert list(server.sessions()) == [session]
+        portal.close()
+        assert agent.stop() == 0
 
 
 def test_an_agent_that_checks_no_certificate_says_so_each_time(site: Site) -> None:

@@ -25,11 +25,11 @@ HEAD = "version = '0.1'\n[agent]\nbroker_host = 'broker'\n"
 LINE = 4
 """Where the tests have the line that they are about."""
 AT = Folders(
-    config_file=Path("/etc/a/agent.conf"),
     log_folder=Path("/log"),
     tags_folder=Path("/etc/a/tags"),
     autorun_folder=Path("/autorun"),
     init_folder=Path("/init"),
+    dcv_program=Path("/dcv"),
 )
 
 # key -> (text in the file, setting, its value): none of the values is a default.
@@ -122,6 +122,7 @@ class TestWhatItDoesNotSay:
     def test_is_as_the_original_has_it(self) -> None:
         result = translate({"agent": {}}, {}, has_log_folder=True, at=AT)
         assert {name: given.value for name, given in result.values.items()} == {
+            "driver": "dcv",
             "init_folder": Path("/init"),
             "autorun_folder": Path("/autorun"),
             "tags_folder": Path("/etc/a/tags"),
@@ -139,6 +140,13 @@ class TestWhatItDoesNotSay:
         at = dataclasses.replace(AT, init_folder=None)
         result = translate({"agent": {}}, {}, has_log_folder=False, at=at)
         assert "init_folder" not in result.values
+
+    def test_it_is_the_file_of_a_dcv_server(self, file: Path) -> None:
+        (note,) = [note for note in examined(file, HEAD).notes if note.setting == "driver"]
+        assert (note.verdict, note.value) == (Verdict.DEFAULT, "dcv")
+        assert settings(file, HEAD).driver == "dcv"
+        assert settings(file, HEAD, {"DESKFLEET_DRIVER": "xvnc"}).driver == "xvnc"
+        assert settings(file, "ca_file = '/x'\n").driver == AgentSettings().driver == "xvnc"
 
     def test_the_port(self, file: Path) -> None:
         assert settings(file, HEAD).broker_url == "https://broker:8445"

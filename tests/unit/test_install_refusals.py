@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -50,6 +51,31 @@ class Machine:
             ["bash", str(program)], capture_output=True, text=True, timeout=30, check=False
         )
         return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("driver", "file", "said"),
+    [
+        ("xvnc", "agent.toml", None),
+        ("xvnc", "agent.conf", "Environment=DESKFLEET_DRIVER=xvnc"),
+        ("simulated", "agent.toml", "Environment=DESKFLEET_DRIVER=simulated"),
+        ("dcv", "agent.conf", "User=dcvsmagent"),
+    ],
+)
+def test_an_agent_runs_the_driver_that_was_chosen_whatever_its_file_means(
+    driver: str, file: str, said: str | None, machine: Machine
+) -> None:
+    """Also where only the broker beside it is upgraded."""
+    conf, units = machine.folder / "etc/deskfleet", machine.folder / "etc/systemd/system"
+    shutil.copytree(ROOT / "packaging/systemd", machine.folder / "packaging/systemd")
+    (conf / "installed").write_text(f"agent-driver {driver}\nagent-config /etc/deskfleet/{file}\n")
+    assert machine.run("is_root() { false; }; put_unit agent") == (0, "through\n")
+    assert f"--config /etc/deskfleet/{file}\n" in (units / "deskfleet-agent.service").read_text()
+    drop_in = units / "deskfleet-agent.service.d/10-driver.conf"
+    if said is None:
+        assert not drop_in.parent.exists()
+    else:
+        assert said in drop_in.read_text().splitlines()
 
 
 @pytest.fixture

@@ -152,7 +152,7 @@ class TestPosix:
 
     def test_the_places_are_those_of_the_field(self) -> None:
         found = posix.folders({})
-        assert str(found.config_file) == "/etc/dcv-session-manager-agent/agent.conf"
+        assert str(found.dcv_program) == "/usr/bin/dcv"
         assert str(found.init_folder) == "/var/lib/dcv-session-manager-agent/init"
         assert str(found.autorun_folder) == "/var/lib/dcv-session-manager-agent/autorun"
         assert str(found.tags_folder) == "/etc/dcv-session-manager-agent/tags"
@@ -197,12 +197,12 @@ class Ran:
 class TestWindows:
     def test_the_places_are_those_of_the_field(self) -> None:
         found = windows.folders({"ProgramFiles": "P:", "ProgramData": "D:"})
-        assert str(found.config_file) == "P:/NICE/DCVSessionManagerAgent/conf/agent.conf"
+        assert str(found.dcv_program) == "P:/NICE/DCV/Server/bin/dcv.exe"
         assert str(found.tags_folder) == "P:/NICE/DCVSessionManagerAgent/conf/tags"
         assert str(found.log_folder) == "D:/NICE/DCVSessionManagerAgent/log"
         assert str(found.autorun_folder) == "D:/NICE/DcvSessionManagerAgent/autorun"
         assert found.init_folder is None
-        assert str(windows.folders({}).config_file).startswith("C:\\Program Files/")
+        assert str(windows.folders({}).tags_folder).startswith("C:\\Program Files/")
 
     def test_a_new_folder_is_closed_to_others_and_an_old_one_left_alone(
         self, tmp_path: Path

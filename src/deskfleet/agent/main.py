@@ -124,7 +124,7 @@ def _dcv(settings: AgentSettings) -> SessionDriver:
     from deskfleet.agent.drivers.dcv_server import DcvServer  # noqa: PLC0415
 
     return DcvDriver(
-        DcvServer(settings.dcv_root),
+        DcvServer(settings.dcv_root or here.folders(os.environ).dcv_program),
         settings.state / "dcv",
         DcvFiles(runtime_here(settings.state), scripts_here(settings.state)),
         platform=platform_here(

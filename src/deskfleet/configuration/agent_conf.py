@@ -1,8 +1,9 @@
 """`agent.conf` as settings of an agent: TOML with `version`, `[agent]` and `[log]`.
 
 Laws: every key of the file has a note. Where the file says nothing, its format's own defaults
-count, and not those of deskfleet: the folders are those of the original, and a user has one session
-on a server. A key that nobody knows is a note and not a mistake, and so is a missing `version`.
+count, and not those of deskfleet: the sessions are those of a DCV server, the folders are those of
+the original, and a user has one session on a server. A key that nobody knows is a note and not a
+mistake, and so is a missing `version`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from deskfleet.machine.folders import Folders
 
 VERSION = "0.1"
 PORT = 8445
+DRIVER = "dcv"
+"""Whoever has the original's file has DCV servers, and nothing that it could say of it."""
 _NO_VERSION = f"there is no version = '{VERSION}': taken as such"
 _NO_HOST = "there is no host name of a broker"
 _EMPTY = "it is empty: the default stays"
@@ -107,6 +110,7 @@ def translate(
 
 
 def _defaults(result: Translation, at: Folders, *, has_log_folder: bool) -> None:
+    result.default("(driver)", "driver", DRIVER)
     rows: list[tuple[str, Any]] = [
         ("agent.init_folder", at.init_folder),
         ("agent.autorun_folder", at.autorun_folder),

@@ -39,11 +39,11 @@ _STATE = Path("/var/lib/dcv-session-manager-agent")
 def folders(environment: Mapping[str, str]) -> Folders:  # noqa: ARG001 - Windows asks it
     """Return where an agent's files are by default."""
     return Folders(
-        config_file=_CONFIG / "agent.conf",
         log_folder=Path("/var/log/dcv-session-manager-agent"),
         tags_folder=_CONFIG / "tags",
         autorun_folder=_STATE / "autorun",
         init_folder=_STATE / "init",
+        dcv_program=Path("/usr/bin/dcv"),
     )
 
 

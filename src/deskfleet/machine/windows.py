@@ -56,11 +56,11 @@ def folders(environment: Mapping[str, str]) -> Folders:
     data = Path(environment.get("ProgramData", r"C:\ProgramData")) / "NICE"
     conf = programs / "NICE" / "DCVSessionManagerAgent" / "conf"
     return Folders(
-        config_file=conf / "agent.conf",
         log_folder=data / "DCVSessionManagerAgent" / "log",
         tags_folder=conf / "tags",
         autorun_folder=data / "DcvSessionManagerAgent" / "autorun",
         init_folder=None,
+        dcv_program=programs / "NICE" / "DCV" / "Server" / "bin" / "dcv.exe",
     )
 
 
