@@ -6,8 +6,6 @@ import asyncio
 import base64
 import subprocess
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,8 +20,8 @@ from deskfleet.machine import here
 from deskfleet.ports import Door, Running
 from support.builders import a_request
 from support.dcv import DcvSite, dcv_driver, dcv_folder
+from support.mounts import mounted
 from support.sessions import program, session_owner, session_spec
-from support.users import need_root
 from support.waiting import until
 
 ANSWER_SECONDS = 1.5
@@ -699,22 +697,10 @@ class TestCreation:
         assert (said / "init").read_text().strip() == owner
 
 
-@contextmanager
-def without_programs(folder: Path) -> Iterator[None]:
-    """Let a folder be a file system that no program can be run from, as /run often is."""
-    folder.mkdir(mode=0o711, exist_ok=True)
-    mount = ["mount", "-t", "tmpfs", "-o", "noexec,size=1m,mode=711", "tmpfs", str(folder)]
-    subprocess.run(mount, check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
 class TestPlacesWithoutPrograms:
-    @pytest.fixture(autouse=True)
-    def as_root(self) -> None:
-        need_root("mounting a file system")
+    """File systems that no program can be run from, as /run often is one."""
+
+    NOEXEC = "noexec,size=1m,mode=711"
 
     def test_an_autorun_file_needs_none_in_the_runtime_folder(self, site: DcvSite) -> None:
         said = site.folder / "said"
@@ -728,7 +714,7 @@ class TestPlacesWithoutPrograms:
             await eventually((said / "run").exists)
             await driver.stop("s-1")
 
-        with without_programs(site.folder / "run"):
+        with mounted(site.folder / "run", self.NOEXEC):
             play(site, story)
 
     def test_where_no_script_could_run_an_autorun_file_is_refused(self, site: DcvSite) -> None:
@@ -741,7 +727,7 @@ class TestPlacesWithoutPrograms:
             await driver.start(session_spec())
             await driver.stop("s-1")
 
-        with without_programs(site.folder / "scripts"):
+        with mounted(site.folder / "scripts", self.NOEXEC):
             play(site, story)
 
 

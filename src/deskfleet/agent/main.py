@@ -158,7 +158,7 @@ async def running(
     `tls_folder` holds an authority to certify the desktop entrance with; without one the agent
     makes its own.
     """
-    here.make_private_folder(settings.state)
+    identity.open_state(settings.state)
     driver = build_driver(settings)
     async with contextlib.AsyncExitStack() as stack:
         bound = None
@@ -307,6 +307,7 @@ async def _identity(settings: AgentSettings, door: BrokerDoor) -> Identity:
     if known is not None:
         return known
     statement = _statement(settings.software_statement_path)
+    identity.prove(settings.state)
     while True:
         try:
             fresh = await door.enrol(statement, socket.gethostname())

@@ -1,0 +1,30 @@
+"""What an agent does where it can't keep what it has to know."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from support.mounts import read_only
+from support.programs import Site
+
+
+def test_a_folder_that_nothing_can_be_kept_in_enrols_nobody(tmp_path: Path) -> None:
+    """Started again and again, it would else be another server each time."""
+    with Site(tmp_path) as site, read_only(tmp_path / "agent"):
+        site.start_broker()
+        for _ in range(2):
+            agent = site.start_agent("agent", "--driver", "simulated")
+            assert agent.process.wait(60) == site.stop("agent") == 1
+            said = site.log("agent")
+            assert "Traceback" not in said
+            assert f"deskfleet: the state folder {tmp_path / 'agent'} can't be used: " in said
+        assert site.command("describe-agent-clients").endswith("\n[ ]\n")
+
+
+def test_a_state_folder_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "agent").write_text("")
+    with Site(tmp_path) as site:
+        site.start_broker()
+        agent = site.start_agent("agent", "--driver", "simulated")
+        assert agent.process.wait(60) == 1
+        assert "can't be used: File exists" in site.log("agent").splitlines()[-1]
