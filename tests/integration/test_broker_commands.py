@@ -18,10 +18,13 @@ import httpx
 import pytest
 
 from deskfleet.broker import main as broker_main
+from deskfleet.broker.main import open_tls
 from deskfleet.broker.service.access import Access
+from deskfleet.broker.service.clients import Clients
 from deskfleet.cli.broker import COMMANDS
 from deskfleet.core.records import SoftwareStatement
 from deskfleet.settings import BrokerSettings
+from support import commands_reference
 from support.broker_commands import Ended, broker_command
 from support.builders import NOON, a_broker
 from support.played_server import PlayedServer, some_facts
@@ -57,6 +60,10 @@ class Seed:
     agent: str
     statement: str
     statement_id: str
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 @dataclass
@@ -321,8 +328,107 @@ class TestAnEmptyFleet:
         ],
     )
     def test_lists(self, tmp_path: Path, command: str, text: str) -> None:
-        assert broker_command(tmp_path / "new", command) == Ended(0, text, "")
-        assert broker_command(tmp_path / "new", command, "--output", "json").json == []
+        assert broker_command(tmp_path, command) == Ended(0, text, "")
+        assert broker_command(tmp_path, command, "--output", "json").json == []
+
+
+NEEDED: dict[str, tuple[str, ...]] = {
+    "register-api-client": ("-cn", "x"),
+    "register-auth-server": ("--url", NOBODY, "--allow-private"),
+    "unregister-auth-server": ("--url", NOBODY),
+    "restrict-api-client": ("--client-id", "x", "--any-owner"),
+    "deactivate-software-statement": ("--software-statement", "x"),
+    "activate-software-statement": ("--software-statement", "x"),
+    **dict.fromkeys(
+        (
+            "unregister-api-client",
+            "activate-api-client",
+            "renew-api-client-password",
+            "unregister-agent-client",
+            "activate-agent-client",
+        ),
+        ("--client-id", "x"),
+    ),
+}
+"""What a command can't do without."""
+ON_A_FLEET = [
+    *(one.__name__.replace("_", "-") for one in COMMANDS if one.__name__ != "check_config"),
+    "describe-brokers",
+]
+
+
+class TestWhereThereIsNoFleet:
+    """None is made by accident."""
+
+    @pytest.mark.parametrize("command", ON_A_FLEET)
+    def test_every_command_refuses(
+        self, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        if command == "register-server-dns-mappings":
+            (tmp_path / "mappings").write_text("[]")
+            needed: tuple[str, ...] = ("--file-path", str(tmp_path / "mappings"))
+        else:
+            needed = NEEDED.get(command, ())
+        monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+        for state in (tmp_path / "wrong" / "folder", None):
+            ended = broker_command(state, command, *needed)
+            assert (ended.code, ended.out) == (1, "")
+            place = state or tmp_path / "deskfleet"
+            assert ended.err.startswith(f"deskfleet: there is no fleet in {place} ({place}")
+            assert ended.err.count("\n") == 1
+        assert {path.name for path in tmp_path.iterdir()} <= {"mappings"}
+
+    def test_a_new_fleet_may_have_its_store_elsewhere(self, tmp_path: Path) -> None:
+        (tmp_path / "state").mkdir(0o700)
+        store = ("--store", f"sqlite:///{tmp_path / 'elsewhere.db'}")
+        for command in ("list-auth-servers", "generate-software-statement"):
+            assert broker_command(tmp_path / "state", command, *store).code == 0
+
+    def test_the_first_start_of_a_broker_may_be_under_way(self, tmp_path: Path) -> None:
+        """Installers start it and register the first client in the next line."""
+        open_tls(tmp_path, "broker")
+        (tmp_path / ".fleet.db.1.draft").touch()
+        assert broker_command(tmp_path, "register-api-client", "-cn", "x").code == 0
+        (tmp_path / "keys" / "store.key").unlink()
+        assert broker_command(tmp_path, "describe-api-clients").code == 0
+
+    def test_a_folder_of_something_else_is_not_taken(self, tmp_path: Path) -> None:
+        (tmp_path / "journal.jsonl").write_text("")
+        ended = broker_command(tmp_path, "register-api-client", "-cn", "x")
+        assert ended.code == 1
+        assert f"({tmp_path / 'fleet.db'} is missing)" in ended.err
+        assert len(list(tmp_path.iterdir())) == 1
+
+    def test_a_store_without_its_key_is_not_either(self, tmp_path: Path) -> None:
+        """The password of a client would be hashed with another key than the broker's."""
+        (tmp_path / "state").mkdir()
+        assert broker_command(tmp_path / "state", "describe-api-clients").code == 0
+        (tmp_path / "other").mkdir()
+        store = ("--store", f"sqlite:///{tmp_path / 'state' / 'fleet.db'}")
+        ended = broker_command(tmp_path / "other", "register-api-client", "-cn", "x", *store)
+        assert ended.code == 1
+        assert "store.key is missing" in ended.err
+        assert list((tmp_path / "other").iterdir()) == []
+
+    def test_an_empty_folder_is_the_place_of_a_new_one(self, tmp_path: Path) -> None:
+        """As containers do it: who may call is registered before the first start."""
+        state = tmp_path / "state"
+        state.mkdir(0o700)
+        assert broker_command(state, "gen-gateway-certificates").code == 0
+        registered = broker_command(
+            state, "register-auth-server", "--url", NOBODY, "--allow-private"
+        )
+        assert (registered.code, registered.out) == (0, "Jwk url registered.\n")
+        [(id, password)] = WIZARD.findall(
+            broker_command(state, "register-api-client", "-cn", "a").out
+        )
+        with (
+            running_broker(state) as broker,
+            broker.http(broker.doors.client_port) as http,
+        ):
+            given = http.post("/oauth2/token?grant_type=client_credentials", auth=(id, password))
+            assert given.status_code == 200
+            assert broker_command(state, "list-auth-servers").out == f'Urls: [ "{NOBODY}" ]\n'
 
 
 class TestRefusals:
@@ -378,6 +484,22 @@ class TestRefusals:
         assert ended.code == 0
         assert ended.out.startswith(f"Usage: deskfleet broker {name} ")
         assert "--output" in ended.out
+
+    def test_its_return_codes_are_those_of_the_page(self, place: Place, tmp_path: Path) -> None:
+        page = commands_reference.PAGE.read_text()
+        about = page.partition("## The broker's commands")[2]
+        known = commands_reference.return_codes(about.partition(commands_reference.BEGIN)[0])
+        ended = [
+            place.run("list-auth-servers"),
+            broker_command(tmp_path / "none", "list-auth-servers"),
+            place.run("list-auth-servers", "--such-an-option"),
+            place.run("register-api-client", "-cn", ""),
+            place.run("unregister-api-client", "--client-id", "x"),
+        ]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Clients, "listed", interrupt)
+            ended.append(place.run("describe-api-clients"))
+        assert {one.code for one in ended} == known.keys()
 
     def test_options_that_are_none(self) -> None:
         for options in (["--such-an-option"], ["--output", "xml"], ["--client-id"], []):

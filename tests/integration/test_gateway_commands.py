@@ -89,7 +89,9 @@ class Shell:
 
 @pytest.fixture
 def shell(tmp_path: Path) -> Shell:
-    return Shell(tmp_path)
+    shell = Shell(tmp_path)
+    shell.state.mkdir(0o700)
+    return shell
 
 
 def test_what_is_registered_is_printed_as_the_original_does(shell: Shell) -> None:
@@ -234,6 +236,7 @@ def test_what_it_prints_is_what_a_file_of_that_kind_says(
     """Pasted as it stands, it must neither be passed over nor refused."""
     config = write(tmp_path / name, "# nothing yet\n")
     more = ("--config", str(config)) if with_config else ()
+    (tmp_path / "state").mkdir(0o700)
     done = CliRunner().invoke(
         app, ["gen-gateway-certificates", "--state", str(tmp_path / "state"), *more]
     )

@@ -16,6 +16,7 @@ import typer.main
 from deskfleet.cli.connection import Invocation, speaks_api
 from deskfleet.cli.main import API_COMMANDS, LATER, PROGRAM, application
 from deskfleet.cli.output import ExitCode
+from deskfleet.cli.program import CANT_RUN
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "commands.md"
 BEGIN, END = "<!-- commands: begin -->", "<!-- commands: end -->"
@@ -54,7 +55,7 @@ def return_codes(page: str) -> dict[int, str]:
 
 
 def known_codes() -> set[int]:
-    return {int(code) for code in ExitCode}
+    return {CANT_RUN, *(int(code) for code in ExitCode)}
 
 
 def _leaves(path: tuple[str, ...], command: Any) -> Iterator[tuple[tuple[str, ...], Any]]:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from deskfleet.broker import main as broker_main
+from deskfleet.broker.administration import find_state
 from deskfleet.cli.over_store import (
     Config,
     Form,
@@ -99,7 +100,7 @@ def gen_gateway_certificates(
         settings = settings_of(state, config=config)
         in_properties = None if config is None else broker_properties.is_one(content_of(config))
         if output_folder is None:
-            broker_main.open_state(settings)
+            find_state(settings)
         folder = (output_folder or settings.state / FOLDER).absolute()
         files = make_gateway_files(folder, SystemClock().now(), force=force)
     if output is Form.JSON:

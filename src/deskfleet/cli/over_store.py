@@ -17,6 +17,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from deskfleet.broker.administration import find_fleet
 from deskfleet.cli.output import escaped
 from deskfleet.cli.program import failing_well
 from deskfleet.settings import BrokerSettings, read
@@ -60,10 +61,12 @@ def using(
     config: Path | None,
     use: Callable[[P], Awaitable[T]],
 ) -> T:
-    """Use one part of a fleet over its store, whether a broker runs or not."""
+    """Use one part of a fleet over its store, whether a broker runs or not; there has to be one."""
 
     async def main() -> T:
-        async with opened(settings_of(state, store, config)) as part:
+        settings = settings_of(state, store, config)
+        find_fleet(settings)
+        async with opened(settings) as part:
             return await use(part)
 
     with failing_well():
