@@ -45,6 +45,9 @@ def bind(host: str, port: int, what: str) -> socket.socket:
     except OverflowError as error:
         bound.close()
         raise SetupFailed(f"port {port} for {what} is not a port: 0 to 65535 are") from error
+    except (TypeError, UnicodeError) as error:
+        bound.close()
+        raise SetupFailed(f"port {port} for {what} can't be had: {host!r} is no host") from error
     except OSError as error:
         bound.close()
         if error.errno == errno.EADDRINUSE:

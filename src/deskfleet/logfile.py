@@ -194,6 +194,18 @@ class LogFile:
                 fcntl.flock(locked, fcntl.LOCK_UN)
 
 
+def why_unusable(path: Path) -> str | None:
+    """Return why there can be no log file of this path, None where there can; none is made."""
+    try:
+        if not path.parent.is_dir():
+            return _why(path, FileNotFoundError())
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            return _why(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+    except OSError as error:
+        return _why(path, error)
+    return None
+
+
 def _why(path: Path, error: OSError) -> str:
     if isinstance(error, FileNotFoundError):
         return f"the folder of the log is not there; run: mkdir {path.parent}"

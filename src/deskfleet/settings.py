@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from deskfleet.configuration import agent_conf, broker_properties, examining
-from deskfleet.configuration.examining import Examined, convert_setting, fields_of
-from deskfleet.configuration.notes import Verdict, nearest
+from deskfleet.configuration.examining import NO_LINE, Examined, convert_setting, fields_of
+from deskfleet.configuration.notes import Note, Verdict, nearest
 from deskfleet.configuration.values import Rule, number, one_of, port, size, urls
 from deskfleet.errors import SetupFailed
 
@@ -29,6 +29,7 @@ AGENT_PORT = 8445
 GATEWAY_PORT = 8447
 
 PREFIX = "DESKFLEET_"
+ENVIRONMENT = "environment"
 LOG_LEVELS = ("error", "warning", "info", "debug")
 ROTATIONS = ("daily", "hourly")
 SECONDS = 3600.0
@@ -243,26 +244,56 @@ def read(
 
     Raises `SetupFailed` with every problem, a line each.
     """
-    problems: list[str] = []
-    values: dict[str, Any] = {}
-    sources = _sources(kind, environment, flags)
-    if file is not None:
-        examined = file if isinstance(file, Examined) else examine(kind, file)
-        values.update(examined.values)
-        elsewhere = {name for _, given in sources for name in given}
-        problems += _problems(examined, elsewhere)
-    for source, given in sources:
+    return settled(kind, layered(kind, file, environment=environment, flags=flags))
+
+
+def settled(kind: type[S], found: Examined) -> S:
+    """Return the settings that were found; raise `SetupFailed` with every problem, a line each."""
+    problems = [problem for note in found.notes if (problem := found.problem(note)) is not None]
+    if problems:
+        raise SetupFailed("\n".join(problems))
+    return kind(**found.values)
+
+
+def layered(
+    kind: type[BrokerSettings | AgentSettings],
+    file: Path | Examined | None,
+    *,
+    environment: Mapping[str, str],
+    flags: Mapping[str, Any],
+) -> Examined:
+    """Lay environment and flags over a file: what they say counts, and the notes say that it does.
+
+    Raises `SetupFailed` only where the file can't be read.
+    """
+    if file is None:
+        file = Examined(Path(), {}, ())
+    examined = file if isinstance(file, Examined) else examine(kind, file)
+    values, notes = dict(examined.values), list(examined.notes)
+    for source, given in _sources(kind, environment, flags):
+        notes = [_overridden(note, source) if note.setting in given else note for note in notes]
         for name, value in given.items():
             try:
                 values[name] = convert_setting(kind, name, value)
             except ValueError as error:
-                problems.append(f"{source}: {name}: {error}")
+                notes.append(_wrong(f"{source}: {name}: {error}"))
             except KeyError:
                 hint = nearest(name, fields_of(kind))
-                problems.append(f"{source}: {name} is not a setting{hint}")
-    if problems:
-        raise SetupFailed("\n".join(problems))
-    return kind(**values)
+                notes.append(_wrong(f"{source}: {name} is not a setting{hint}"))
+    return dataclasses.replace(examined, values=values, notes=tuple(notes))
+
+
+def _overridden(note: Note, source: str) -> Note:
+    """Return the note of what somebody else says too; a mistake stays one."""
+    if note.verdict is Verdict.WRONG:
+        return note
+    who = f"{PREFIX}{note.setting.upper()}" if source == ENVIRONMENT else "an option"
+    text = f"overridden by {who}"
+    return dataclasses.replace(note, verdict=Verdict.OVERRIDDEN, text=text, is_urgent=False)
+
+
+def _wrong(text: str) -> Note:
+    return Note(NO_LINE, Verdict.WRONG, text=text)
 
 
 def examine(kind: type[BrokerSettings | AgentSettings], file: Path) -> Examined:
@@ -294,14 +325,6 @@ def _sources(
     # Other names with the prefix belong to other programs of the family (the client's, say).
     ours = {f"{PREFIX}{name.upper()}": name for name in fields_of(kind)}
     return [
-        ("environment", {ours[name]: value for name, value in environment.items() if name in ours}),
+        (ENVIRONMENT, {ours[name]: value for name, value in environment.items() if name in ours}),
         ("flags", {name: value for name, value in flags.items() if value is not None}),
     ]
-
-
-def _problems(examined: Examined, elsewhere: set[str]) -> Iterator[str]:
-    for note in examined.notes:
-        problem = examined.problem(note)
-        given_elsewhere = note.verdict is Verdict.MISSING and note.setting in elsewhere
-        if problem is not None and not given_elsewhere:
-            yield problem

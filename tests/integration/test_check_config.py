@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,15 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from deskfleet.cli import agent, broker
+from deskfleet.agent import identity
+from deskfleet.agent.identity import Identity
+from deskfleet.broker.main import open_state
+from deskfleet.cli import agent, agent_program, broker
+from deskfleet.errors import SetupFailed
+from deskfleet.listener import bind, port_of
+from deskfleet.settings import BrokerSettings
 from support.original_files import AGENT_FILE, BROKER_FILE, Brought, with_values, write
+from support.programs import free_ports
 
 
 def check(app: typer.Typer, file: Path, *more: str) -> tuple[int, str]:
@@ -40,7 +49,8 @@ def good(tmp_path: Path) -> Path:
         f"gateway-to-broker-connector-trust-store-{what}": value
         for what, value in (("file", tmp_path / "x.p12"), ("pass", "hunter2"))
     }
-    text = with_values(BROKER_FILE, {**stores, **trust})
+    state = {"session-manager-working-path": tmp_path / "state"}
+    text = with_values(BROKER_FILE, {**stores, **trust, **state})
     return write(tmp_path / "broker.properties", text)
 
 
@@ -104,7 +114,7 @@ class TestBroker:
         folder = tmp_path / "tmp"
         folder.mkdir()
         folder.chmod(0o1777)
-        write(good, good.read_text().replace("/var/lib/dcvsmbroker", str(folder)))
+        write(good, good.read_text().replace(str(tmp_path / "state"), str(folder)))
         note = found(broker.app, good)["session-manager-working-path"]
         assert (note["verdict"], "/var/lib/dcvsmbroker" in note["text"]) == ("wrong", True)
 
@@ -129,6 +139,12 @@ class TestBroker:
     @pytest.mark.parametrize(
         ("text", "key", "why"),
         [
+            ('client_host = "192.0.2.1"\n', "client_host", "can't be had on 192.0.2.1"),
+            ('agent_host = "a..b"\n', "agent_host", "can't be had on a..b"),
+            ('agent_host = "é..b"\n', "agent_host", "'é..b' is no host"),
+            ('state = "{here}/file/state"\n', "state", "{here}/file/state can't be used: "),
+            ('log_directory = "{here}/none"\n', "log_directory", "run: mkdir {here}/none"),
+            ('log_directory = "{here}/file"\n', "log_directory", "{here}/file"),
             (
                 "enable_gateway = true\nenable_tls_client_auth_gateway = true\n",
                 "enable_tls_client_auth_gateway",
@@ -148,19 +164,80 @@ class TestBroker:
     def test_what_a_start_refuses_is_wrong(
         self, text: str, key: str, why: str, tmp_path: Path
     ) -> None:
+        (tmp_path / "file").touch()
+        text, why = (one.replace("{here}", str(tmp_path)) for one in (text, why))
         file = write(tmp_path / "broker.toml", text)
         note = found(broker.app, file)[key]
         assert (note["verdict"], why in note["text"]) == ("wrong", True)
-        started = CliRunner().invoke(
-            broker.app,
-            ["run", "--config", str(file), "--state", str(tmp_path / "state")],
-            env={
-                f"DESKFLEET_{door}_{what}": value
-                for door in ("CLIENT", "AGENT", "GATEWAY")
-                for what, value in (("PORT", "0"), ("HOST", "127.0.0.1"))
-            },
-        )
+        said = {f"DESKFLEET_{line.partition(' ')[0].upper()}" for line in text.splitlines()}
+        elsewhere = {"DESKFLEET_STATE": str(tmp_path / "state")} | {
+            f"DESKFLEET_{door}_{what}": value
+            for door in ("CLIENT", "AGENT", "GATEWAY")
+            for what, value in (("PORT", "0"), ("HOST", "127.0.0.1"))
+        }
+        environment = {name: value for name, value in elsewhere.items() if name not in said}
+        started = CliRunner().invoke(broker.app, ["run", "--config", str(file)], env=environment)
         assert (started.exit_code, why in started.output) == (1, True)
+
+    def test_two_doors_can_not_share_a_port(self, tmp_path: Path) -> None:
+        (port,) = free_ports(1)
+        hosts = "client_host = '127.0.0.1'\nagent_host = '{}'\n"
+        ports = f"client_port = {port}\nagent_port = {port}\n"
+        for host in ("127.0.0.1", "0.0.0.0", "localhost"):
+            file = write(tmp_path / "broker.toml", hosts.format(host) + ports)
+            notes = found(broker.app, file)
+            for key in ("client_port", "agent_port"):
+                assert notes[key]["text"].startswith(
+                    f"client_port and agent_port are both {port}: each"
+                )
+            started = CliRunner().invoke(
+                broker.app, ["run", "--config", str(file), "--state", str(tmp_path / "state")]
+            )
+            assert (started.exit_code, "is taken" in started.output) == (1, True)
+        # A default is a port, too, and one that isn't served is none.
+        notes = found(broker.app, write(tmp_path / "broker.toml", "client_port = 8445\n"))
+        assert "are both 8445" in notes["client_port"]["text"]
+        for text in ("client_port = 8447\n", f"client_host='127.0.0.2'\nagent_host='::1'\n{ports}"):
+            assert check(broker.app, write(tmp_path / "broker.toml", text))[0] == 0
+
+    def test_the_ports_of_a_broker_that_runs_are_not_wrong(self, tmp_path: Path) -> None:
+        with closing(bind("127.0.0.1", 0, "a broker that runs")) as taken:
+            text = f"client_host = '127.0.0.1'\nclient_port = {port_of(taken)}\n"
+            assert check(broker.app, write(tmp_path / "broker.toml", text))[0] == 0
+
+    def test_a_state_folder_that_can_not_be_looked_at(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        state, stat = tmp_path / "closed" / "state", Path.stat
+
+        def refusing(path: Path, **more: Any) -> Any:
+            if path.is_relative_to(state):
+                raise PermissionError(errno.EACCES, "Permission denied")
+            return stat(path, **more)
+
+        monkeypatch.setattr(Path, "stat", refusing)
+        notes = found(broker.app, write(tmp_path / "broker.toml", f"state = '{state}'\n"))
+        assert (
+            notes["state"]["text"] == f"the state folder {state} can't be used: Permission denied"
+        )
+        with pytest.raises(SetupFailed, match="can't be used: Permission denied"):
+            open_state(BrokerSettings(state=state))
+
+    def test_what_the_environment_says_counts(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As that of a service's unit does."""
+        monkeypatch.setenv("DESKFLEET_STATE", str(tmp_path / "state"))
+        monkeypatch.setenv("DESKFLEET_LOG_DIRECTORY", str(tmp_path / "none"))
+        text = "session-manager-working-path = /dev/null/x\n"
+        notes = found(broker.app, write(tmp_path / "x.properties", text))
+        said = notes["session-manager-working-path"]
+        assert (said["verdict"], said["text"]) == ("overridden", "overridden by DESKFLEET_STATE")
+        assert "run: mkdir" in notes["log_directory"]["text"]
+        monkeypatch.setenv("DESKFLEET_CLIENT_PORT", "x")
+        code, out = check(broker.app, tmp_path / "x.properties")
+        assert code == 1
+        assert "environment: client_port: 'x' is not a whole number" in out
 
     @pytest.mark.parametrize("scheme", ["sqlite", "postgresql+psycopg"])
     @pytest.mark.parametrize("more", [(), ("--output", "json")])
@@ -183,7 +260,12 @@ class TestBroker:
 class TestAgent:
     def test_a_good_file(self, tmp_path: Path) -> None:
         authority = write(tmp_path / "ca.pem", Brought().pem().decode())
-        text = with_values(AGENT_FILE, {"ca_file": f"'{authority}'"})
+        given = {
+            "ca_file": authority,
+            "software_statement_path": write(tmp_path / "statement", "x"),
+            "directory": tmp_path,
+        }
+        text = with_values(AGENT_FILE, {name: f"'{path}'" for name, path in given.items()})
         code, out = check(agent.app, write(tmp_path / "agent.conf", text))
         assert code == 0
         assert "used       agent.broker_host: broker_url = https://broker.example.org:8445" in out
@@ -193,8 +275,40 @@ class TestAgent:
         text = AGENT_FILE.read_text().replace("'broker.example.org'", "''")
         notes = found(agent.app, write(tmp_path / "agent.conf", text + "rotat = 1\n"))
         assert notes["agent.broker_host"]["verdict"] == "missing"
-        assert "can't be read" in notes["agent.ca_file"]["text"]
+        assert "No such file" in notes["agent.ca_file"]["text"]
         assert notes["log.rotat"]["text"] == "did you mean log.rotate?"
+
+    @pytest.mark.usefixtures("logging_as_before")
+    @pytest.mark.parametrize(
+        ("text", "key", "why"),
+        [
+            ("ca_file = '{here}/file'", "ca_file", "holds no certificates"),
+            ("state = '{here}/file'", "state", "{here}/file can't be used: "),
+            ("state = '{here}/file/x'", "state", "{here}/file/x can't be used: "),
+            ("log_directory = '{here}/none'", "log_directory", "run: mkdir {here}/none"),
+            ("driver = 'none'", "driver", "there is no driver 'none'"),
+            ("desktop_host = '192.0.2.1'", "desktop_host", "can't be had on 192.0.2.1"),
+            ("software_statement_path = '/none'", "software_statement_path", "/none can't be read"),
+        ],
+    )
+    def test_what_a_start_refuses_is_wrong(
+        self, text: str, key: str, why: str, tmp_path: Path
+    ) -> None:
+        (tmp_path / "file").touch()
+        text, why = (one.replace("{here}", str(tmp_path)) for one in (text, why))
+        others = {"driver": "'simulated'", "desktop_port": "0", "state": f"'{tmp_path / 'state'}'"}
+        lines = [text, *(f"{name} = {value}" for name, value in others.items() if name != key)]
+        file = write(tmp_path / "agent.toml", "\n".join(lines))
+        note = found(agent.app, file)[key]
+        assert (note["verdict"], why in note["text"]) == ("wrong", True)
+        with pytest.raises(SystemExit) as ended:
+            agent_program.main([str(file)])
+        assert ended.value.code == 1
+
+    def test_an_agent_that_is_enrolled_needs_no_statement(self, tmp_path: Path) -> None:
+        identity.write(tmp_path, Identity("server-1", "secret"))
+        text = f"state = '{tmp_path}'\nsoftware_statement_path = '/none'\n"
+        assert check(agent.app, write(tmp_path / "agent.toml", text))[0] == 0
 
     def test_a_missing_version_is_a_warning(self, tmp_path: Path) -> None:
         file = write(tmp_path / "agent.conf", "[agent]\nbroker_host = 'a'\n")

@@ -40,6 +40,24 @@ def test_each_line_that_is_not_simply_used_is_named_once(tmp_path: Path) -> None
     ]
 
 
+def test_what_the_environment_overrides_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The units set such variables, whatever the file says."""
+    monkeypatch.setenv("DESKFLEET_STATE", str(tmp_path))
+    monkeypatch.setenv("DESKFLEET_LOG_DIRECTORY", str(tmp_path))
+    file = write(tmp_path / "b.properties", "session-manager-working-path = /x\n")
+    settings = configured(BrokerSettings, file, {}, "broker.log")
+    assert (settings.state, settings.log_directory) == (tmp_path, tmp_path)
+    (line,) = (tmp_path / "broker.log").read_text().splitlines()
+    one = json.loads(line)
+    assert (one["event"], one["key"]) == ("configuration.ignored", "session-manager-working-path")
+    assert one["reason"] == "overridden by DESKFLEET_STATE"
+    text = "version = '0.1'\n[agent]\nbroker_host = 'a'\n[log]\ndirectory = '/x'\n"
+    configured(AgentSettings, write(tmp_path / "agent.conf", text), {}, "agent.log")
+    assert told(tmp_path, "agent.log") == [("configuration.ignored", "info", "log.directory", 5)]
+
+
 def test_a_missing_version_is_named(tmp_path: Path) -> None:
     text = f"[agent]\nbroker_host = 'a'\n[log]\ndirectory = '{tmp_path}'\n"
     configured(AgentSettings, write(tmp_path / "agent.conf", text), {}, "agent.log")

@@ -290,7 +290,7 @@ def _own_pair(folder: Path) -> Pair:
     return ensure_server_certificate(authority, folder, "desktops", clock, machine_names())
 
 
-def _statement(path: Path | None) -> str | None:
+def read_statement(path: Path | None) -> str | None:
     """Return what lets this agent enrol; a broker may do without (`enable_agent_authorization`)."""
     try:
         return None if path is None else path.read_text().strip()
@@ -306,7 +306,7 @@ async def _identity(settings: AgentSettings, door: BrokerDoor) -> Identity:
     known = identity.read(settings.state)
     if known is not None:
         return known
-    statement = _statement(settings.software_statement_path)
+    statement = read_statement(settings.software_statement_path)
     identity.prove(settings.state)
     while True:
         try:

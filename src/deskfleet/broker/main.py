@@ -113,7 +113,12 @@ def open_state(settings: BrokerSettings) -> None:
 
 def why_exposed(state: Path) -> str | None:
     """Return why a folder that is there can't be a broker's; None where it can."""
-    mode = state.stat().st_mode if state.exists() else 0
+    try:
+        mode = state.stat().st_mode
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return f"the state folder {state} can't be used: {error.strerror}"
     if not mode & stat.S_IWOTH:
         return None
     return (

@@ -7,15 +7,14 @@ the memory of an agent that runs for months.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from deskfleet.cli.config_report import File, Form, Output, report, unreadable_files
+from deskfleet.cli.config_report import File, Form, Output
 from deskfleet.machine import here
-from deskfleet.settings import PREFIX, AgentSettings
+from deskfleet.settings import PREFIX
 
 app = typer.Typer(no_args_is_help=True, help="Run an agent on a server.")
 
@@ -28,12 +27,10 @@ def agent() -> None:
 @app.command("check-config")
 def check_config(file: File, output: Output = Form.text) -> None:
     """Explain a configuration file: what is used, ignored, and wrong. Nothing is started."""
+    # It loads all of an agent, which `run` leaves to another program.
+    from deskfleet.cli.agent_config import explain  # noqa: PLC0415
 
-    def look(values: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
-        # The software statement is of no more use once an agent is enrolled.
-        return unreadable_files(("ca_file",) if values.get("tls_strict", True) else (), values)
-
-    report(AgentSettings, file, output, look)
+    explain(file, output)
 
 
 @app.command("run")

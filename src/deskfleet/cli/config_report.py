@@ -1,11 +1,13 @@
 """What a configuration file is good for, told line by line: used, ignored, wrong.
 
-No secret is printed, and no control character that a file may hold.
+It is looked at as a start would, by this user and with the environment that is there now. No secret
+is printed, and no control character that a file may hold.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import StrEnum
@@ -16,11 +18,11 @@ import typer
 
 from deskfleet.cli.output import as_json, clean
 from deskfleet.cli.program import CANT_RUN
-from deskfleet.configuration.examining import WHOLE_FILE, Examined, fields_of
+from deskfleet.configuration.examining import NO_LINE, Examined, fields_of
 from deskfleet.configuration.notes import MASK, Note, Verdict
 from deskfleet.errors import SetupFailed
 from deskfleet.observe import redact
-from deskfleet.settings import AgentSettings, BrokerSettings, examine
+from deskfleet.settings import AgentSettings, BrokerSettings, layered
 
 ERRORS = {Verdict.WRONG, Verdict.MISSING}
 File = Annotated[Path, typer.Argument(help="The file to explain.")]
@@ -34,6 +36,8 @@ class Form(StrEnum):
 Output = Annotated[Form, typer.Option(help="How to print it.")]
 Look = Callable[[Mapping[str, Any]], Iterable[tuple[str, str]]]
 """Looks at what the settings name; gives a setting and what is wrong there."""
+Attempt = Callable[[], object]
+"""Does a part of what a start does, and changes nothing. Raises `SetupFailed`."""
 
 
 def report(
@@ -41,9 +45,10 @@ def report(
 ) -> None:
     """Print what becomes of a file; ends with an error where a program would not start with it."""
     try:
-        examined = _looked_at(examine(kind, file), look)
+        found = layered(kind, file, environment=os.environ, flags={})
+        examined = _looked_at(found, look)
     except SetupFailed as error:
-        note = Note(WHOLE_FILE, Verdict.WRONG, text=error.message)
+        note = Note(NO_LINE, Verdict.WRONG, text=error.message)
         examined = Examined(file, {}, (note,))
     if output is Form.json:
         typer.echo(as_json(_members(kind, examined)))
@@ -54,29 +59,47 @@ def report(
         raise typer.Exit(CANT_RUN)
 
 
-def unreadable_files(
-    settings: Iterable[str], values: Mapping[str, Any]
-) -> Iterator[tuple[str, str]]:
-    """Give each of these settings whose file can't be read."""
-    for name in settings:
-        path = values.get(name)
-        if path is not None:
-            try:
-                with path.open("rb") as opened:
-                    opened.read(1)
-            except OSError as error:
-                yield name, f"{path} can't be read: {error.strerror or error}"
+def unusable_folder(folder: Path) -> str | None:
+    """Return why a folder can't be made and written to, as far as that can be told without it."""
+    try:
+        there = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+        if not there.is_dir():
+            return f"the folder {folder} can't be used: {there} is not a folder"
+        if not os.access(there, os.W_OK | os.X_OK):
+            return f"the folder {folder} can't be used: {there} can't be written to"
+    except OSError as error:
+        return f"the folder {folder} can't be used: {error.strerror}"
+    return None
+
+
+def refusals(attempts: Iterable[tuple[str, Attempt]]) -> Iterator[tuple[str, str]]:
+    """Make attempts, each with the setting that would be to blame; give what was refused."""
+    for setting, attempt in attempts:
+        try:
+            attempt()
+        except SetupFailed as error:
+            yield setting, error.message
 
 
 def _looked_at(examined: Examined, look: Look) -> Examined:
-    wrong = dict(look(examined.values))
+    wrong: dict[str, str] = {}
+    for setting, why in look(examined.values):
+        wrong.setdefault(setting, why)
+    blamed: set[str] = set()
 
     def judged(note: Note) -> Note:
-        if note.verdict is Verdict.USED and note.setting in wrong:
+        if note.verdict in {Verdict.USED, Verdict.DEFAULT} and note.setting in wrong:
+            blamed.add(wrong[note.setting])
             return dataclasses.replace(note, verdict=Verdict.WRONG, text=wrong[note.setting])
         return note
 
-    return dataclasses.replace(examined, notes=tuple(judged(note) for note in examined.notes))
+    notes = [judged(note) for note in examined.notes]
+    # What the file doesn't say can be wrong, too: a default, or a variable of the environment.
+    for setting, why in wrong.items():
+        if why not in blamed:
+            blamed.add(why)
+            notes.append(Note(setting, Verdict.WRONG, text=why))
+    return dataclasses.replace(examined, notes=tuple(notes))
 
 
 def _lines(kind: type[BrokerSettings | AgentSettings], examined: Examined) -> Iterator[str]:

@@ -22,7 +22,7 @@ from deskfleet.errors import DeskfleetError, SetupFailed, StoreFailed
 from deskfleet.logfile import LogFile, Rotation
 from deskfleet.machine import here
 from deskfleet.observe import configure_logging
-from deskfleet.settings import AgentSettings, BrokerSettings, S, examine, read
+from deskfleet.settings import AgentSettings, BrokerSettings, S, layered, settled
 
 log = logging.getLogger(__name__)
 
@@ -102,11 +102,10 @@ def failing_well() -> Iterator[None]:
 
 def configured(kind: type[S], config: Path | None, flags: Mapping[str, Any], log_name: str) -> S:
     """Read the settings of a program that starts, and log as they say, what the file says first."""
-    examined = None if config is None else examine(kind, config)
-    settings = read(kind, file=examined, environment=os.environ, flags=flags)
+    found = layered(kind, config, environment=os.environ, flags=flags)
+    settings = settled(kind, found)
     log_to(settings, log_name)
-    if examined is not None:
-        _tell(examined)
+    _tell(found)
     return settings
 
 
@@ -139,5 +138,5 @@ def _tell(examined: Examined) -> None:
             log.warning("configuration.deprecated", extra=facts)
         elif note.is_urgent:
             log.warning("configuration.not-had", extra=facts)
-        elif note.verdict in {Verdict.IGNORED, Verdict.OVERRIDDEN}:
+        elif note.verdict in {Verdict.IGNORED, Verdict.OVERRIDDEN} and note.line is not None:
             log.info("configuration.ignored", extra=facts)

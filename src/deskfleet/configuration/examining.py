@@ -24,8 +24,8 @@ from deskfleet.configuration.notes import MASK, Note, Translation, Verdict, near
 from deskfleet.configuration.values import convert
 from deskfleet.errors import SetupFailed
 
-WHOLE_FILE = "(file)"
-"""Stands for a key where a note is about the file as such."""
+NO_LINE = "(file)"
+"""Stands for a key where a note is about the file as such, or about what stands beside it."""
 _SHOWN = 200
 
 Original = Callable[[Content], Translation | None]
@@ -44,7 +44,7 @@ class Examined:
         """Return what is wrong there, in a line for an administrator; None where nothing is."""
         if note.verdict not in {Verdict.WRONG, Verdict.MISSING}:
             return None
-        if note.key == WHOLE_FILE:
+        if note.key == NO_LINE:
             return note.text
         where = "" if note.line is None else f", line {note.line}"
         return f"{self.path}{where}: {note.key}: {note.text}"
@@ -85,7 +85,7 @@ def fields_of(kind: type[Any]) -> dict[str, dataclasses.Field[Any]]:
 
 def _place(note: Note) -> tuple[bool, int]:
     # What the file lacks comes after what it has.
-    return note.line is None and note.key != WHOLE_FILE, note.line or 0
+    return note.line is None and note.key != NO_LINE, note.line or 0
 
 
 def _own(kind: type[Any], content: Content) -> Translation:
@@ -112,4 +112,4 @@ def _exposure(content: Content, translation: Translation) -> Iterator[Note]:
     readable = why_readable(content) if translation.holds_secrets else None
     for text in (foreign, changeable, readable):
         if text is not None:
-            yield Note(WHOLE_FILE, Verdict.WRONG, text=text)
+            yield Note(NO_LINE, Verdict.WRONG, text=text)
