@@ -85,7 +85,9 @@ def _content(file: Path) -> bytes:
         raise SetupFailed(f"{file} can't be read: {error.strerror or error}") from error
     kind = _JAVA.get(content[:4])
     if kind is not None:
-        target = shlex.quote(str(file.with_suffix(".p12")))
+        # Some give their Java key stores the name of what they are not.
+        suffix = ".p12" if file.suffix.lower() != ".p12" else ".pfx"
+        target = shlex.quote(str(file.with_suffix(suffix)))
         raise SetupFailed(
             f"{file} is a Java key store ({kind}), which only Java reads; convert it with the same"
             f" password, and name the new file: keytool -importkeystore -srckeystore"

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from deskfleet.agent.main import _tags_folders
 from deskfleet.agent.tags import TagsFolder
+from deskfleet.cli.config_files import amend, replace_file
 from deskfleet.configuration import toml
 from deskfleet.configuration.agent_conf import KEYS, translate
 from deskfleet.configuration.examining import Examined
@@ -236,6 +237,24 @@ class TestMistakes:
         assert first.text == "did you mean agent.tls_strict?"
         assert (second.line, second.key, second.text) == (5, "logs", "did you mean log?")
         assert settings(file, text).tls_strict
+
+    @pytest.mark.parametrize(
+        ("line", "meant"),
+        [("log-level = 'x'", "log.level"), ("max_file_size = 1", "log.max-file-size")],
+    )
+    def test_what_is_almost_a_key(self, line: str, meant: str, file: Path) -> None:
+        found = examined(file, f"{HEAD}[log]\n{line}\n")
+        assert at_line(found, 5).text == f"did you mean {meant}?"
+
+    def test_a_mark_of_an_editor_before_it_is_nothing(self, file: Path) -> None:
+        for text in (HEAD, "broker_url = 'https://broker:8445'\n"):
+            file.write_bytes(b"\xef\xbb\xbf" + text.encode())
+            file.chmod(0o640)
+            found = read(AgentSettings, file=file, environment={}, flags={})
+            assert found.broker_url == "https://broker:8445"
+            amended = amend(file.read_text(encoding="utf-8-sig"), {"ca_file": "/ca"})
+            replace_file(file, amended)
+            assert examine(AgentSettings, file).values["ca_file"] == Path("/ca")
 
     def test_a_table_that_is_none(self, file: Path) -> None:
         (told, _) = problems(file, "version = '0.1'\nagent = 'x'\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +217,20 @@ class TestReading:
         note = only(examined(file, "Enable-Gateway = true"))
         assert (note.verdict, note.text) == (Verdict.UNKNOWN, "did you mean enable-gateway?")
 
+    @pytest.mark.parametrize(
+        ("name", "meant"),
+        [
+            ("ENABLE-GATEWAY", "enable-gateway"),
+            ("gateway-port", "gateway-to-broker-connector-https-port"),
+            ("gateway-trust-file", "gateway-to-broker-connector-trust-store-file"),
+            ("Gateway.Trust.File", "gateway-to-broker-connector-trust-store-file"),
+            ("delete-session-duration", "delete-session-duration-seconds"),
+            ("max_api_requests", "max-api-requests-per-second"),
+        ],
+    )
+    def test_what_is_short_for_a_key_finds_it(self, name: str, meant: str, file: Path) -> None:
+        assert only(examined(file, f"{name} = 1")).text == f"did you mean {meant}?"
+
     def test_a_key_that_nobody_knows_stops_nothing(self, file: Path) -> None:
         found = examined(file, "client-to-broker-connector-htps-port = 1\nzzz = 1")
         first, second = (note for note in found.notes if note.line)
@@ -239,16 +254,32 @@ class TestWhatIsAskedForInVain:
         "text",
         [
             f"{DISCOVERY}-addresses = 10.0.0.1:47500,10.0.0.2:47500",
+            f"{DISCOVERY}-addresses = 127.0.0.1:47500, 192.0.2.1:47500",
+            f"{DISCOVERY}-addresses = 192.0.2.1:47500",
+            f"{DISCOVERY}-addresses = [2001:db8::1]:47500",
+            f"{DISCOVERY}-addresses = brokers.example.org:47500",
+            f"{DISCOVERY}-addresses = brokers.example.org",
             f"{DISCOVERY}-multicast-group = 228.10.10.157",
             f"{DISCOVERY}-aws-alb-target-group-arn = arn:x",
             "enable-cloud-watch-metrics = true",
+            "enable-cloud-watch-metrics = Yes",
+            "enable-cloud-watch-metrics = 1",
         ],
     )
     def test_is_urgent(self, text: str, file: Path) -> None:
         assert only(examined(file, text)).is_urgent
 
     @pytest.mark.parametrize(
-        "text", [f"{DISCOVERY}-addresses = 127.0.0.1:47500", "enable-cloud-watch-metrics = false"]
+        "text",
+        [
+            f"{DISCOVERY}-addresses = 127.0.0.1:47500",
+            f"{DISCOVERY}-addresses = localhost:47500,[::1]:47500",
+            f"{DISCOVERY}-addresses = {socket.gethostname()}:47500",
+            f"{DISCOVERY}-addresses = 0.0.0.0:47500",
+            "enable-cloud-watch-metrics = false",
+            "enable-cloud-watch-metrics = no",
+            "enable-cloud-watch-metrics = 0",
+        ],
     )
     def test_what_is_not_missed_is_not(self, text: str, file: Path) -> None:
         assert not only(examined(file, text)).is_urgent
@@ -312,12 +343,30 @@ class TestMistakes:
             ("persistence-db = mysql\nenable-persistence = true", "MySQL or MariaDB yet"),
             ("enable-persistence = true\npersistence-db = oracle", "'oracle' is not a store"),
             ("enable-persistence = TRUE", "persistence-db is missing"),
+            ("enable-persistence = yes", "persistence-db is missing"),
+            ("enable-persistence = 1\npersistence-db = dynamodb", "doesn't store in DynamoDB"),
         ],
     )
     def test_a_store_that_can_not_be_had(self, text: str, reason: str, file: Path) -> None:
         (told,) = problems(file, text)
         assert reason in told
         assert "enable-persistence = false" in told or "neither can be had" in told
+
+    @pytest.mark.parametrize("key", ["enable-persistence", "enable-cloud-watch-metrics"])
+    def test_what_is_neither_yes_nor_no_is_told_where_it_is_ignored_too(
+        self, key: str, file: Path
+    ) -> None:
+        (told,) = problems(file, f"{key} = ture")
+        assert told == f"{file}, line 2: {key}: 'ture' is neither true nor false"
+        for word in ("", "no", "0", "FALSE"):
+            assert only(examined(file, f"{key} = {word}")).verdict is Verdict.IGNORED
+
+    @pytest.mark.parametrize(
+        ("hours", "told"), [("-1", "-1 is too small: 0"), ("600000", "600000 is too large: 596523")]
+    )
+    def test_hours_are_told_as_hours(self, hours: str, told: str, file: Path) -> None:
+        (problem,) = problems(file, f"delete-session-duration-hours = {hours}")
+        assert told in problem
 
     def test_no_password_is_told(self, file: Path) -> None:
         (told,) = problems(file, f"client-to-broker-connector-key-store-pass = hunter2{'x' * 5000}")

@@ -118,6 +118,14 @@ class TestListener:
                 f" -destkeystore '{tmp_path}/Key Store.p12' -deststoretype PKCS12"
             )
 
+    @pytest.mark.parametrize("name", ["store.p12", "store.P12"])
+    def test_one_that_is_named_as_what_it_is_not_is_not_converted_onto_itself(
+        self, name: str, tmp_path: Path
+    ) -> None:
+        file = write(tmp_path / name, b"\xfe\xed\xfe\xed\0\0\0\2")
+        with pytest.raises(SetupFailed, match=f"-destkeystore {tmp_path}/store.pfx "):
+            trusted(file)
+
     @pytest.mark.parametrize("content", [b"", b"hello", b"0", b"0\x82" + b"x" * 50, b"\0" * 2**21])
     def test_what_is_neither(self, content: bytes, tmp_path: Path) -> None:
         file = write(tmp_path / "x", content)

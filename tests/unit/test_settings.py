@@ -99,6 +99,10 @@ class TestMistakes:
             "flags: poll_seconds: 'soon' is not a number",
         ]
 
+    def test_a_name_with_dashes(self, file: Path) -> None:
+        file.write_text("log-level = 'info'\n")
+        assert problems(file)[0].endswith("it is not a setting; did you mean log_level?")
+
     def test_half_a_port(self, file: Path) -> None:
         file.write_text("client_port = 84.5\nstate = 7\nagent_port = [1]\n")
         assert problems(file) == [

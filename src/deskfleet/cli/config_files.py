@@ -135,7 +135,7 @@ def main(arguments: Sequence[str]) -> None:
     path = Path(subject)
     with failing_well():
         try:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise SetupFailed(f"{path} can't be read: {error}") from error
         replace_file(path, amend(text, dict(pair.split("=", 1) for pair in pairs)))

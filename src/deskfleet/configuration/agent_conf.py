@@ -73,7 +73,7 @@ _BY_PATH = {key.path: key for key in KEYS}
 
 def read(content: Content) -> Translation | None:
     """Read the file where it is one, by its shape. Raises `ValueError` for what is no TOML."""
-    text = content.text.decode()
+    text = toml.decode(content.text)
     said = toml.parse(text)
     if not is_agent_conf(said):
         return None

@@ -7,9 +7,14 @@ and the page `docs/reference/configuration-files.md` to the table.
 
 from __future__ import annotations
 
+import ipaddress
+import re
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from deskfleet.configuration.values import MOST, number, truth
 
 Values = Mapping[str, str]
 """All values of a file, by the names of this table."""
@@ -28,8 +33,34 @@ def _always(_: str) -> bool:
     return True
 
 
-def _several(text: str) -> bool:
-    return "," in text
+def _yes(text: str) -> bool:
+    try:
+        return truth(text)
+    except ValueError:
+        return False
+
+
+def _elsewhere(text: str) -> bool:
+    """Say whether discovery addresses may name another machine: a DNS name may name many."""
+    return any(not _is_here(one.strip()) for one in text.split(",") if one.strip())
+
+
+def _is_here(address: str) -> bool:
+    host = re.sub(r":\d+$", "", address) if address.count(":") == 1 or "]" in address else address
+    host = host.strip("[]").lower()
+    try:
+        found = ipaddress.ip_address(host)
+    except ValueError:
+        return host in {"localhost", socket.gethostname().lower()}
+    if found.is_loopback:
+        return True
+    family = socket.AF_INET if found.version == 4 else socket.AF_INET6
+    with socket.socket(family, socket.SOCK_DGRAM) as trial:
+        try:
+            trial.bind((host, 0))
+        except OSError:
+            return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +78,17 @@ class Key:
     """Says why a file with this key can't be had, where it can't."""
     urgent: Callable[[str], bool] = _never
     """Says whether a value asks for something that would be missed."""
+    check: Callable[[str], Any] | None = None
+    """Raises `ValueError` for a value that can't be meant, where no setting says it."""
 
 
 def _hours(text: str) -> int:
     try:
-        return int(text) * 3600
+        hours = int(text)
     except ValueError:
         raise ValueError(f"{text[:100]!r} is not a whole number") from None
+    number(0, MOST // 3600)(hours)
+    return hours * 3600
 
 
 def _unreachable(text: str) -> str:
@@ -66,7 +101,7 @@ def _unreachable(text: str) -> str:
 
 
 def _is_true(values: Values, name: str) -> bool:
-    return values.get(name, "").strip().lower() == "true"
+    return _yes(values.get(name, ""))
 
 
 def _no_such_store(values: Values) -> str | None:
@@ -107,6 +142,7 @@ _REPLACED = (
         "enable-persistence",
         instead="state is always kept, in SQLite below session-manager-working-path",
         refused=_persistence,
+        check=truth,
     ),
     Key(
         "persistence-db",
@@ -123,7 +159,7 @@ _REPLACED = (
     Key("broker-to-broker-port", instead=_MEETING),
     Key("broker-to-broker-bind-host", instead=_MEETING),
     Key("broker-to-broker-discovery-port", instead=_MEETING),
-    Key("broker-to-broker-discovery-addresses", instead=_MEETING, urgent=_several),
+    Key("broker-to-broker-discovery-addresses", instead=_MEETING, urgent=_elsewhere),
     Key("broker-to-broker-discovery-multicast-group", instead=_MEETING, urgent=_always),
     Key("broker-to-broker-discovery-multicast-port", instead=_MEETING),
     Key("broker-to-broker-discovery-aws-region", instead=_MEETING, any_case=True),
@@ -148,7 +184,8 @@ _REPLACED = (
     Key(
         "enable-cloud-watch-metrics",
         instead=_METRICS,
-        urgent=lambda text: text.lower() == "true",
+        urgent=_yes,
+        check=truth,
     ),
     Key("cloud-watch-region", instead=_METRICS),
     Key("metrics-fleet-name-dimension", instead=_METRICS),

@@ -21,8 +21,10 @@ from deskfleet.configuration.properties import Entry, decode, parse
 _BY_NAME = {key.name: key for key in KEYS}
 _BY_SETTING = {key.setting: key for key in KEYS if key.setting}
 _ANY_CASE = {key.name: key for key in KEYS if key.any_case}
-_EMPTY = "it is empty: the default stays"
 _OLD_HOURS = "delete-session-duration-hours"
+_SUGGESTED = sorted(_BY_NAME, key=lambda name: name == _OLD_HOURS)
+"""Where several are as near, the first is meant: nobody is led to what is deprecated."""
+_EMPTY = "it is empty: the default stays"
 _SECONDS = "delete-session-duration-seconds"
 
 
@@ -92,7 +94,7 @@ def _translate(
         text = f"line {last[row.name if row else entry.key].line} says it again"
         result.notes.append(Note(entry.key, Verdict.OVERRIDDEN, entry.line, text=text))
     elif row is None:
-        result.unknown(entry.key, entry.line, _BY_NAME)
+        result.unknown(entry.key, entry.line, _SUGGESTED)
     else:
         _translate_known(entry, row, said, result)
 
@@ -106,7 +108,7 @@ def _translate_known(entry: Entry, row: Key, said: dict[str, str], result: Trans
         urgent = verdict is Verdict.IGNORED and bool(value) and row.urgent(value)
         return Note(entry.key, verdict, entry.line, shown, row.setting, text, urgent)
 
-    refusal = row.refused(said) if row.refused else None
+    refusal = (row.refused(said) if row.refused else None) or _unfit(row, value)
     if refusal is not None:
         result.notes.append(note(Verdict.WRONG, refusal))
     elif not row.setting:
@@ -117,6 +119,16 @@ def _translate_known(entry: Entry, row: Key, said: dict[str, str], result: Trans
         result.notes.append(note(Verdict.OVERRIDDEN, f"{_SECONDS} counts"))
     else:
         _use(row, value, note(Verdict.USED, row.instead), result)
+
+
+def _unfit(row: Key, value: str) -> str | None:
+    """Return what is wrong with a value that no setting has."""
+    try:
+        if row.check is not None and value:
+            row.check(value)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def _use(row: Key, value: str, note: Note, result: Translation) -> None:

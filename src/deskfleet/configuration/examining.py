@@ -90,7 +90,7 @@ def _place(note: Note) -> tuple[bool, int]:
 
 def _own(kind: type[Any], content: Content) -> Translation:
     """Read deskfleet's own TOML, whose names are those of the settings."""
-    text = content.text.decode()
+    text = toml.decode(content.text)
     lines, known, result = toml.lines(text), fields_of(kind), Translation()
     for name, value in toml.parse(text).items():
         line = lines.get(name)

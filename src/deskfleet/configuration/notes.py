@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -10,8 +11,12 @@ from typing import Any
 
 MASK = "********"
 _HINTS = 20
-"""Looking for the nearest name takes a millisecond; a file of nothing but mistakes gets no more."""
+"""Looking for the nearest name takes some milliseconds: a file of nothing but mistakes gets no more
+hints than that."""
 _LONGEST_NAME = 100
+_NEAR = 0.6
+_SAME_WORD = 0.8
+_ALL_WORDS = 0.8
 
 
 class Verdict(StrEnum):
@@ -83,8 +88,35 @@ class Translation:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return a question for the known name that looks most like this one, or nothing."""
+    """Return a question for the known name that looks most like this one, or nothing.
+
+    Small and large letters and the signs between words are all the same; and so is a name that has
+    all the words of this one among others: `gateway-port` is short for something. Of names that
+    are as near, the first is meant.
+    """
     if len(name) > _LONGEST_NAME:
         return ""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+    words = _words(name)
+    near = max(known, key=lambda one: _nearness(words, _words(one)), default="")
+    return f"; did you mean {near}?" if _nearness(words, _words(near)) >= _NEAR else ""
+
+
+def _words(name: str) -> list[str]:
+    return [word for word in re.split(r"[-_.\s]+", name.casefold()) if word]
+
+
+def _nearness(words: list[str], others: list[str]) -> float:
+    """Return how much two names look alike, from 0 to 1."""
+    alike = _likeness("-".join(words), "-".join(others))
+    found = [word for word in words if any(_likeness(word, one) >= _SAME_WORD for one in others)]
+    if len(words) < 2 or len(found) < len(words):
+        return alike
+    return max(alike, _ALL_WORDS + (1 - _ALL_WORDS) * len(words) / (len(others) + 1))
+
+
+def _likeness(one: str, other: str) -> float:
+    matcher = difflib.SequenceMatcher(None, one, other)
+    # Bounds of the ratio, which cost less than it does.
+    if min(matcher.real_quick_ratio(), matcher.quick_ratio()) < _NEAR:
+        return 0.0
+    return matcher.ratio()

@@ -12,6 +12,11 @@ _KEY = re.compile(r"""\s*((?:[\w-]+|"[^"\n]*"|'[^'\n]*')(?:\s*\.\s*[\w-]+)*)\s*=
 _FENCE = re.compile(r'"""|\'\'\'')
 
 
+def decode(content: bytes) -> str:
+    """Return the text of a file, without the mark that editors on Windows put before it."""
+    return content.decode("utf-8-sig")
+
+
 def parse(text: str) -> dict[str, Any]:
     """Return the content. Raises `ValueError` with words for a person, which name the line."""
     try:

@@ -83,7 +83,7 @@ def _parts(kind: Any) -> tuple[Any, bool]:
 
 def _converted(value: Any, wanted: Any) -> Any:
     if wanted is bool:
-        return _truth(value)
+        return truth(value)
     if wanted in {int, float}:
         return _number(value, wanted)
     if wanted is str and not isinstance(value, str):
@@ -113,7 +113,8 @@ def _number(value: Any, wanted: Any) -> Any:
     return found
 
 
-def _truth(value: Any) -> bool:
+def truth(value: Any) -> bool:
+    """Return what a word for yes or no means: the one reader of such words."""
     if isinstance(value, bool):
         return value
     if isinstance(value, str) and value.strip().lower() in _TRUTH:
