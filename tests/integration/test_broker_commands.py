@@ -8,6 +8,7 @@ import asyncio
 import base64
 import json
 import re
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, fields
 from datetime import timedelta
@@ -205,6 +206,7 @@ class TestWhatIsPrinted:
             said = place.run("register-api-client", option, "a portal").out
             assert re.fullmatch(CREDENTIALS, said)
             [(id, password)] = WIZARD.findall(said)
+            assert re.fullmatch(UUID, base64.b64decode(password).decode())
             assert place.with_access(lambda one: one.api_token(id, password, life=LIFE))  # noqa: B023
         told = place.run("register-api-client", "-cn", "x", "--output", "json").json
         assert re.fullmatch(UUID, told["client-id"])
@@ -226,9 +228,16 @@ class TestWhatIsPrinted:
         said = place.run("generate-software-statement").out
         found = re.fullmatch(f"software-statement:\n({BASE64})\n", said)
         assert found is not None
-        assert {"id", "active", "issuedAt", "brokerVersion"} <= json.loads(
-            base64.b64decode(found[1])
-        ).keys()
+        text = base64.b64decode(found[1]).decode()
+        shape = (
+            rf'\{{\n  "id" : "{UUID}",\n  "active" : true,\n'
+            r'  "issuedAt" : (\d{10}\.\d{6}000),\n'
+            r'  "brokerVersion" : "\d+\.\d+\.\d+",\n  "secret" : ".+"\n\}'
+        )
+        stated = re.fullmatch(shape, text)
+        assert stated is not None
+        assert abs(float(stated[1]) - time.time()) < 60
+        assert json.loads(text)["active"] is True
         told = place.run("generate-software-statement", "--output", "json").json
         assert told.keys() == {"software-statement"}
         assert place.with_access(lambda one: one.register_agent(told["software-statement"], "n"))
@@ -305,7 +314,9 @@ class TestWhatIsPrinted:
         asked = ("--url", NOBODY, "--allow-private", "--issuer", "me", "--algorithm", "ES256")
         ended = place.run("register-auth-server", *asked, "--output", "json")
         # The document stands alone on standard output; what is to be warned of doesn't.
-        assert "warning:" in ended.err
+        warnings = ended.err.splitlines()
+        assert len(warnings) == 2
+        assert all(one.startswith("deskfleet: warning: ") for one in warnings)
         registered = ended.json
         assert (registered["url"], registered["issuer"]) == (NOBODY, "me")
         assert place.run("list-auth-servers", "--output", "json").json == [registered]

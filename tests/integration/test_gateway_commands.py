@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import ssl
 import subprocess
 import sys
@@ -140,11 +141,12 @@ def test_a_bad_file_registers_nothing(shell: Shell) -> None:
 
 
 def test_files_that_can_not_be_read(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
-    for path in (shell.folder / "nothing.json", shell.folder):
+    os.mkfifo(shell.folder / "pipe")
+    for path in (shell.folder / "nothing.json", shell.folder, shell.folder / "pipe"):
         with pytest.raises(Invalid, match="can't be read"):
             shell.run("register-server-dns-mappings", "--file-path", str(path))
     monkeypatch.setattr(broker_gateway, "MAX_FILE_BYTES", 100)
-    with pytest.raises(Invalid, match="longer than 100 bytes"):
+    with pytest.raises(Invalid, match="larger than 100 bytes"):
         shell.register(" " * 200)
 
 

@@ -12,6 +12,7 @@ import typer
 from deskfleet.broker import main as broker_main
 from deskfleet.broker.service.auth_servers import AuthServers
 from deskfleet.broker.service.jwks import ALGORITHMS
+from deskfleet.cli.output import Output as Messages
 from deskfleet.cli.over_store import (
     Config,
     Form,
@@ -67,13 +68,17 @@ def register_auth_server(
     trouble = _with_auth_servers(state, store, config, lambda servers: servers.register(server))
     tell(output, "Jwk url registered.", _registration(server))
     if trouble is not None:
-        typer.echo(f"warning: its keys can't be read from here now: {trouble}", err=True)
+        _warn(f"its keys can't be read from here now: {trouble}")
     if audience is None and scope is None:
-        typer.echo(
-            "warning: every access token of this server opens the API, whatever it was made for;"
-            " --audience or --scope would tell them apart",
-            err=True,
+        _warn(
+            "every access token of this server opens the API, whatever it was made for;"
+            " --audience or --scope would tell them apart"
         )
+
+
+def _warn(text: str) -> None:
+    """Say what is no mistake and may not be meant, where nothing that is asked for is printed."""
+    Messages().tell(f"warning: {text}")
 
 
 def list_auth_servers(

@@ -28,7 +28,7 @@ from deskfleet.configuration.broker_properties import key_of
 from deskfleet.configuration.files import content_of
 from deskfleet.core.dns_names import read_mappings
 from deskfleet.core.records import DnsMapping
-from deskfleet.errors import Invalid
+from deskfleet.errors import Invalid, SetupFailed
 from deskfleet.gateway_certificates import FOLDER, GatewayFiles, make_gateway_files
 from deskfleet.settings import BrokerSettings
 from deskfleet.system import SystemClock
@@ -118,14 +118,11 @@ def gen_gateway_certificates(
 
 def _read(path: Path) -> list[DnsMapping]:
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise Invalid(f"{path} can't be read: {error.strerror or error}") from error
-    if len(content) > MAX_FILE_BYTES:
-        raise Invalid(f"{path} is longer than {MAX_FILE_BYTES} bytes; nothing was registered")
+        content = content_of(path, MAX_FILE_BYTES)
+    except SetupFailed as error:
+        raise Invalid(f"{error.message}; nothing was registered") from error
     try:
-        return read_mappings(content)
+        return read_mappings(content.text)
     except Invalid as error:
         raise Invalid(f"{path}: {error.message}; nothing was registered") from error
 

@@ -25,7 +25,7 @@ class Content:
     status: os.stat_result
 
 
-def content_of(path: Path) -> Content:
+def content_of(path: Path, most: int = MAX_BYTES) -> Content:
     """Read the file, with the owner and mode of what was read. Raises `SetupFailed`."""
     try:
         # Without waiting for somebody to write, where it is a pipe.
@@ -34,11 +34,11 @@ def content_of(path: Path) -> Content:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise SetupFailed(f"{path} can't be read: it is not a file")
-            text = file.read(MAX_BYTES + 1)
+            text = file.read(most + 1)
     except (OSError, ValueError) as error:
         raise SetupFailed(f"{path} can't be read: {error}") from error
-    if len(text) > MAX_BYTES:
-        raise SetupFailed(f"{path} can't be read: it is larger than {MAX_BYTES} bytes")
+    if len(text) > most:
+        raise SetupFailed(f"{path} can't be read: it is larger than {most} bytes")
     return Content(path, text, status)
 
 

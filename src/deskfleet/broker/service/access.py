@@ -11,15 +11,17 @@ from __future__ import annotations
 import base64
 import hmac
 import json
+import math
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, TypeVar
 
 import jwt
 
+from deskfleet import __version__
 from deskfleet.broker.service.replica import Replica
 from deskfleet.broker.service.signing_keys import SigningKeys
 from deskfleet.broker.service.tokens import LEEWAY_SECONDS, head_of
@@ -104,16 +106,7 @@ class Access:
     async def generate_software_statement(self) -> str:
         """Return a statement that lets agents enrol, in the form that administrators know."""
         record_id, now = self._ids.uuid(), self._clock.now()
-        text = json.dumps(
-            {
-                "id": record_id,
-                "active": True,
-                "issuedAt": now.timestamp(),
-                "brokerVersion": ISSUER,
-                "secret": self._ids.secret(),
-            },
-            indent=2,
-        )
+        text = _statement_text(record_id, now, self._ids.secret())
         statement = base64.b64encode(text.encode()).decode()
         record = SoftwareStatement(
             id=record_id,
@@ -237,5 +230,21 @@ class Access:
 
 
 def fresh_password(ids: Ids) -> str:
-    """Return a password in the form that administrators know: base64 of a text."""
-    return base64.b64encode(ids.secret().encode()).decode()
+    """Return a password as administrators know them: base64 of a UUID, 122 bits of chance."""
+    return base64.b64encode(ids.uuid().encode()).decode()
+
+
+def _statement_text(record_id: str, now: datetime, secret: str) -> str:
+    """Return what a statement says: the original's four members, and what makes it a secret.
+
+    The instant has nine decimals, as there, which no float has room for.
+    """
+    members = {
+        "id": json.dumps(record_id),
+        "active": "true",
+        "issuedAt": f"{math.floor(now.timestamp())}.{now.microsecond:06d}000",
+        "brokerVersion": json.dumps(__version__),
+        "secret": json.dumps(secret),
+    }
+    lines = ",\n".join(f'  "{name}" : {value}' for name, value in members.items())
+    return f"{{\n{lines}\n}}"
