@@ -17,6 +17,7 @@ pytestmark = pytest.mark.timeout(300)
 
 ROOT = Path(__file__).parents[2]
 CONF = Path("etc/deskfleet")
+DCVSM = Path("opt/deskfleet/conf/dcvsmcli.conf")
 ORIGINAL = Path("etc/dcv-session-manager-agent/agent.conf")
 
 
@@ -51,12 +52,15 @@ def machine(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         *("--software-statement-file", str(statement)),
         root=root,
     )
+    (root / DCVSM).write_text("[broker]\nurl = http://not.https\n")
     installed = listing(root)
     yield root
     run(archive, "uninstall", root=root)
     kept = listing(root)
-    ours = ("etc/deskfleet", "var")
-    assert kept.keys() - before.keys() == {name for name in installed if name.startswith(ours)}
+    ours = ("etc/deskfleet", "var", "opt/deskfleet/conf")
+    assert (kept.keys() - before.keys()) - {"opt", "opt/deskfleet"} == {
+        name for name in installed if name.startswith(ours)
+    }
     run(archive, "uninstall", "--purge", root=root)
     assert listing(root) == before
 
@@ -108,6 +112,20 @@ def test_the_commands_are_there_and_know_nothing_of_where_they_were_made(machine
     assert script.startswith("#!/opt/deskfleet/releases/")
     assert (machine / "usr/local/bin/dcvsm").readlink() == Path("/opt/deskfleet/current/bin/dcvsm")
     assert not (release / "bin/pip").exists()
+
+
+def test_the_settings_of_dcvsm_outlive_a_release(machine: Path) -> None:
+    release = machine / "opt/deskfleet" / (machine / "opt/deskfleet/current").readlink()
+    assert (release / "conf").resolve() == (machine / DCVSM).parent
+    said = subprocess.run(
+        [release / "bin/python", "-m", "deskfleet.cli.dcvsm", "describe-servers"],
+        env={"HOME": "/nowhere"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert said.returncode == 253
+    assert "conf/dcvsmcli.conf: url in [broker]: " in said.stderr
 
 
 def test_secrets_and_state_are_closed_and_programs_are_not(machine: Path) -> None:

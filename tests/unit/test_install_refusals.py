@@ -53,6 +53,17 @@ class Machine:
         return done.returncode, done.stdout + done.stderr
 
 
+@pytest.mark.parametrize(("name", "is_ours"), [("conf", True), ("bin", False)])
+def test_what_an_uninstallation_left_is_no_stranger(
+    name: str, is_ours: bool, machine: Machine
+) -> None:
+    (machine.prefix / "releases").rmdir()
+    (machine.prefix / name).mkdir()
+    script = "is_root() { false; }; make_release() { printf 'through\\n'; exit 0; }"
+    code, said = machine.run(f"{script}; components=(broker); install_them")
+    assert (code, said) == (0, "through\n") if is_ours else "somebody else's" in said
+
+
 @pytest.mark.parametrize(
     ("driver", "file", "said"),
     [
