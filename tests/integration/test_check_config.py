@@ -330,7 +330,7 @@ class TestAgent:
 def test_no_file_that_others_can_change_is_taken(
     app: typer.Typer, name: str, text: str, mode: int, tmp_path: Path
 ) -> None:
-    file = write(tmp_path / name, text, 0o644)
+    file = write(tmp_path / name, text, 0o640)
     assert check(app, file)[0] == 0
     file.chmod(mode)
     code, out = check(app, file)

@@ -99,8 +99,8 @@ class TestTheTable:
         said = {f"{table}.{name}" for table in ("agent", "log") for name in content[table]}
         assert said == {key.path for key in KEYS}
 
-    def test_every_line_of_the_example_is_good(self) -> None:
-        verdicts = {note.verdict for note in examine(AgentSettings, AGENT_FILE).notes}
+    def test_every_line_of_the_example_is_good(self, file: Path) -> None:
+        verdicts = {note.verdict for note in examined(file, AGENT_FILE.read_text()).notes}
         assert verdicts == {Verdict.USED, Verdict.OVERRIDDEN, Verdict.DEFAULT}
 
 

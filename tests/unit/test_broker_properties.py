@@ -19,12 +19,13 @@ from deskfleet.configuration.examining import Examined
 from deskfleet.configuration.notes import MASK, Note, Verdict
 from deskfleet.configuration.properties import parse
 from deskfleet.errors import SetupFailed
-from deskfleet.settings import BrokerSettings, examine, read
+from deskfleet.settings import AgentSettings, BrokerSettings, examine, read
 from support.original_files import BROKER_FILE, write
 
 DISCOVERY = "broker-to-broker-discovery"
 PORT = "agent-to-broker-connector-https-port"
 LINE = 2
+WRONG = {Verdict.WRONG}
 """Where the tests have the line that they are about."""
 
 # key -> (text in the file, setting, its value): none of the values is a default.
@@ -374,42 +375,61 @@ class TestMistakes:
 
 
 class TestPermissions:
-    PASSWORD = "agent-to-broker-connector-key-store-pass = x"
+    @pytest.mark.parametrize("mode", [0o400, 0o440, 0o600, 0o640])
+    def test_its_group_may_read_it(self, mode: int, file: Path) -> None:
+        settings = read(
+            BrokerSettings,
+            file=write(file, "enable-gateway = true", mode),
+            environment={},
+            flags={},
+        )
+        assert settings.enable_gateway
 
-    @pytest.mark.parametrize("mode", [0o600, 0o640, 0o644, 0o444])
-    def test_others_may_read_what_holds_no_password(self, mode: int, file: Path) -> None:
-        assert examined(file, "enable-gateway = true", mode).values["enable_gateway"]
+    @pytest.mark.parametrize("mode", [0o644, 0o444, 0o604])
+    def test_others_may_not_read_it_as_with_the_original(self, mode: int, file: Path) -> None:
+        (told,) = problems(file, "enable-gateway = true", mode)
+        assert told.startswith(f"{file} can be read by everybody (mode {mode:o})")
+        assert told.endswith(f"run: chmod 640 {file}")
 
-    @pytest.mark.parametrize("mode", [0o660, 0o666, 0o602, 0o620])
+    @pytest.mark.parametrize("mode", [0o660, 0o602, 0o620])
     def test_others_may_not_write(self, mode: int, file: Path) -> None:
         (told,) = problems(file, "enable-gateway = true", mode)
         assert told == (f"{file} can be changed by others (mode {mode:o}); run: chmod 640 {file}")
 
-    @pytest.mark.parametrize("mode", [0o600, 0o640])
-    def test_its_group_may_read_a_password(self, mode: int, file: Path) -> None:
-        assert examined(file, self.PASSWORD, mode).values["agent_key_password"] == "x"
-
-    def test_others_may_not(self, file: Path) -> None:
-        (told,) = problems(file, self.PASSWORD, 0o644)
-        assert told.endswith(f"run: chmod 640 {file}")
-        # Not used by deskfleet, and a password all the same.
-        assert problems(file, "jdbc-password = x", 0o644) == [told]
-        assert examined(file, "jdbc-password =", 0o644)
-
+    @pytest.mark.parametrize(
+        ("kind", "name", "text"),
+        [
+            (BrokerSettings, "x.properties", ""),
+            (BrokerSettings, "broker.toml", ""),
+            (AgentSettings, "agent.conf", "version = '0.1'\n[agent]\nbroker_host = 'a'\n"),
+            (AgentSettings, "agent.toml", ""),
+        ],
+    )
     def test_only_root_or_who_runs_it_may_own_it(
-        self, file: Path, monkeypatch: pytest.MonkeyPatch
+        self,
+        kind: type[BrokerSettings | AgentSettings],
+        name: str,
+        text: str,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        write(file, "")
+        """Whoever owns an agent's file chooses its broker, which starts programs as root."""
+        file = write(tmp_path / name, text)
+
+        def wrong() -> list[str]:
+            return [note.text for note in examine(kind, file).notes if note.verdict in WRONG]
+
         uid = file.stat().st_uid
         monkeypatch.setattr(os, "geteuid", lambda: uid + 1)
         if uid == 0:
-            assert examined(file, "")
+            assert not wrong()
             os.chown(file, 12345, -1)
-            assert "chown root" in problems(file, "")[0]
+            assert "belongs to the user 12345" in wrong()[0]
+            assert wrong()[0].endswith(f"run: chown root {file}")
             monkeypatch.setattr(os, "geteuid", lambda: 12345)
-            assert examined(file, "")
+            assert not wrong()
         else:
-            assert "chown root" in problems(file, "")[0]
+            assert wrong()[0].endswith(f"run: chown root {file}")
 
     def test_deskfleets_own_file_may_not_show_passwords_either(self, tmp_path: Path) -> None:
         own = write(tmp_path / "broker.toml", "client_key_password = 'x'\n", 0o644)

@@ -53,13 +53,13 @@ def is_one(content: Content) -> bool:
 
 def translate(text: str, settings: Collection[str] = ()) -> Translation:
     """Return what a file says, in settings. What is wrong with it is in the notes."""
-    result = Translation(is_guarded=True)
+    # Whatever is in it: the original doesn't start with one that everybody can read.
+    result = Translation(is_private=True)
     last: dict[str, Entry] = {}
     entries = parse(text)
     for entry in entries:
         row = known(entry.key)
         last[row.name if row else entry.key] = entry
-        result.holds_secrets |= bool(row and row.secret and entry.value)
     said = {name: entry.value for name, entry in last.items() if name in _BY_NAME}
     for entry in entries:
         if entry.key in settings:

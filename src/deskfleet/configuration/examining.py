@@ -97,7 +97,7 @@ def _own(kind: type[Any], content: Content) -> Translation:
         if name in known:
             is_secret = bool(known[name].metadata.get("secret"))
             shown = MASK if is_secret else str(value)[:_SHOWN]
-            result.holds_secrets |= is_secret and bool(value)
+            result.is_private |= is_secret and bool(value)
             result.use(name, value, Note(name, Verdict.USED, line, shown, name))
         else:
             why = f"it is not a setting{nearest(name, known)}"
@@ -107,9 +107,9 @@ def _own(kind: type[Any], content: Content) -> Translation:
 
 def _exposure(content: Content, translation: Translation) -> Iterator[Note]:
     """Note what others could do to a file, or read in it."""
-    foreign = why_foreign(content) if translation.is_guarded else None
+    foreign = why_foreign(content)
     changeable = None if foreign else why_changeable(content)
-    readable = why_readable(content) if translation.holds_secrets else None
+    readable = why_readable(content) if translation.is_private else None
     for text in (foreign, changeable, readable):
         if text is not None:
             yield Note(NO_LINE, Verdict.WRONG, text=text)

@@ -1,8 +1,8 @@
 """Reading a configuration file: a plain file of a bounded size that only the right people change.
 
-Whoever writes a broker's file is its master, and whoever reads a password in it has the password:
-any file that others can write, or one with passwords that others can read, is refused with the
-line that mends it.
+Whoever writes a program's file is its master, and whoever reads a password in it has the password:
+any file that belongs to somebody else than root or the program's own user, that others can write,
+or that is private and everybody can read, is refused with the line that mends it.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def why_readable(content: Content) -> str | None:
     mode = here.exposure(content.status, 0o004)
     if mode is not None:
         return (
-            f"{content.path} holds passwords, and everybody can read it"
-            f" (mode {mode}); run: chmod 640 {content.path}"
+            f"{content.path} can be read by everybody (mode {mode}), and may hold passwords;"
+            f" run: chmod 640 {content.path}"
         )
     return None

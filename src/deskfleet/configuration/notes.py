@@ -66,9 +66,8 @@ class Translation:
 
     values: dict[str, Given] = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)
-    holds_secrets: bool = False
-    is_guarded: bool = False
-    """Only root, or the user of this program, may own such a file."""
+    is_private: bool = False
+    """Not everybody may read such a file: it holds passwords, or its format has it so."""
     _strangers: int = 0
 
     def use(self, setting: str, value: Any, note: Note) -> None:
