@@ -12,6 +12,7 @@ import pytest
 
 from deskfleet.agent.drivers import commands
 from deskfleet.errors import Unavailable
+from deskfleet.machine import here
 from support.waiting import until
 
 PYTHON = [sys.executable, "-ISc"]
@@ -24,8 +25,24 @@ time.sleep(300)
 """
 ORPHANS = """
 import os, subprocess, sys
-child = subprocess.Popen(["/bin/sleep", "300"])
+child = subprocess.Popen(["/bin/sleep", "300"], start_new_session="session" in sys.argv,
+    stdout=None if "holds" in sys.argv else subprocess.DEVNULL, stderr=subprocess.STDOUT)
 open(sys.argv[1], "w").write(f"{os.getpid()} {child.pid}\\n")
+print("the last word")
+sys.exit(3)
+"""
+RUNAWAYS = """
+import os, subprocess, sys, time
+if os.fork() == 0:
+    os.setsid()
+    if "twice" in sys.argv and os.fork():
+        os._exit(0)
+    null = os.open(os.devnull, os.O_RDWR)
+    [os.dup2(null, number) for number in (0, 1, 2)]
+    open(sys.argv[1] + ".new", "w").write(f"{os.getppid()} {os.getpid()}\\n")
+    os.rename(sys.argv[1] + ".new", sys.argv[1])
+    time.sleep(300)
+time.sleep(300)
 """
 FLOOD = """
 import sys
@@ -81,11 +98,29 @@ def test_what_takes_too_long_is_killed_with_its_children(tmp_path: Path) -> None
     gone(noted)
 
 
-def test_a_child_that_holds_the_outputs_is_killed_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [["holds"], [], ["holds", "session"]])
+@pytest.mark.parametrize("uvloop", [True, False])
+def test_what_a_program_leaves_behind_neither_delays_its_answer_nor_outlives_it(
+    how: list[str], uvloop: bool, tmp_path: Path
+) -> None:
+    noted = tmp_path / "pids"
+    started = time.monotonic()
+    loop = here.new_event_loop if uvloop else asyncio.new_event_loop
+    with asyncio.Runner(loop_factory=loop) as runner:
+        answer = runner.run(commands.run([*PYTHON, ORPHANS, str(noted), *how], limit_seconds=60))
+    assert (answer.code, answer.output) == (3, b"the last word\n")
+    assert time.monotonic() - started < 20
+    until(lambda: not any(lives(int(pid)) for pid in noted.read_text().split()), 5)
+
+
+@pytest.mark.parametrize("how", ["once", "twice"])
+def test_what_has_left_its_group_does_not_survive_a_time_limit(how: str, tmp_path: Path) -> None:
+    """In a session of its own, and even without a parent that is known."""
     noted = tmp_path / "pids"
     with pytest.raises(Unavailable, match="did not answer"):
-        ended(ORPHANS, str(noted), seconds=2.0)
-    gone(noted)
+        ended(RUNAWAYS, str(noted), how, seconds=2.0)
+    runaway = int(noted.read_text().split()[1])
+    until(lambda: not lives(runaway), 5)
 
 
 def test_cancelling_leaves_nothing(tmp_path: Path) -> None:

@@ -123,7 +123,8 @@ async def open_local(path: Path, limit: int) -> tuple[asyncio.StreamReader, asyn
 def kill_group(pid: int) -> None:
     """Kill a program that was started with `OWN_GROUP`, and all that it has started.
 
-    Only before it has been waited for: afterwards its number may be another's.
+    Also right after it has ended: as long as anybody is left in the group, its number is nobody
+    else's. But not any later: where nobody is left, it can be given to another.
     """
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)

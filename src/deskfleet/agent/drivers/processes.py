@@ -141,7 +141,8 @@ def _has(pid: int, mark: bytes) -> bool:
 
 
 def _all_pids() -> Iterator[int]:
-    with closing(os.scandir(_PROC)) as entries:
+    """Give every process; none where the system has no /proc."""
+    with suppress(FileNotFoundError), closing(os.scandir(_PROC)) as entries:
         for entry in entries:
             if entry.name.isdecimal():
                 yield int(entry.name)
