@@ -586,6 +586,8 @@ class TestBatches:
             ({**good, "MaxConcurrentClients": 0}, "at least 1"),
             ({**good, "AutorunFileArguments": ["x"] * 51}, "more than 50"),
             ({**good, "AutorunFileArguments": ["x" * 151]}, "more than 150"),
+            ({**good, "AutorunFileArguments": ["a\nb"]}, "AutorunFileArguments contains a control"),
+            ({**good, "StorageRoot": "/a\u2028b"}, "StorageRoot contains a control character"),
             ({**good, "Requirements": "tag:gpu ="}, "column"),
             ({**good, "Requirements": "tag:gpu = 'no'"}, "lack tag:gpu = 'no'"),
             ({**good, "Requirements": "(" * 5000, "EnqueueRequest": True}, ""),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import subprocess
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -809,6 +810,40 @@ class TestService:
 def test_the_program_runs_on_the_loop_that_agents_use(site: DcvSite) -> None:
     with asyncio.Runner(loop_factory=here.new_event_loop) as runner:
         assert runner.run(DcvServer(site.program).sessions()) == []
+
+
+DOCUMENTED = """
+create-session close-session list-sessions describe-session list-connections close-connection
+set-permissions set-name set-storage-root set-display-layout get-screenshot list-endpoints
+get-config set-config reload-licenses version help
+"""
+
+
+def test_the_stand_in_has_every_documented_command(site: DcvSite) -> None:
+    said = site.dcv("help").split()
+    assert set(DOCUMENTED.split()) <= set(said)
+    by_hand(site, "s")
+    assert site.dcv("reload-licenses") == ""
+    site.dcv("set-storage-root", "--session", "s", "%home%/x")
+    site.dcv("set-display-layout", "--session=s", "800x600+0+0,640x480+800+0")
+    site.dcv("set-name", "--session", "s", "--name", "a name")
+    shown = json.loads(site.dcv("describe-session", "s", "-j"))
+    assert (shown["storage-root"], shown["name"]) == ("%home%/x", "a name")
+    assert shown["display-layout"][1] == {"width": 640, "height": 480, "x": 800, "y": 0}
+    site.change("s", **{"num-of-connections": 2})
+    site.dcv("close-connection", "--session", "s", "2")
+    assert len(json.loads(site.dcv("list-connections", "s", "--json"))) == 1
+    site.dcv("set-config", "--section", "log", "--key", "level", "'debug'")
+    assert site.dcv("get-config", "--section", "log", "--key", "level") == "'debug'\n"
+    for wrong in (
+        ["set-display-layout", "--session=s", "800x600"],
+        ["close-connection", "--session=s", "7"],
+        ["set-name", "--session=s"],
+        ["set-config", "--section=log", "x"],
+        ["set-storage-root", "--session=none", "/x"],
+    ):
+        done = subprocess.run([site.program, *wrong], capture_output=True, check=False, timeout=20)
+        assert (done.returncode, b"Traceback" in done.stderr) == (1, False)
 
 
 def test_the_stand_in_takes_no_option_that_is_not_documented(site: DcvSite) -> None:

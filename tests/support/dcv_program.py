@@ -27,6 +27,7 @@ import fcntl
 import json
 import os
 import pwd
+import re
 import signal
 import sys
 import time
@@ -70,6 +71,8 @@ COMMANDS: dict[str, tuple[dict[str, str | None], int]] = {
         0,
     ),
     "set-name": ({"--session": "value", "--name": "value", "--none": None}, 0),
+    "set-storage-root": ({"--session": "value"}, 1),
+    "set-display-layout": ({"--session": "value"}, 1),
     "get-screenshot": (
         {
             "--max-width": "value",
@@ -84,7 +87,10 @@ COMMANDS: dict[str, tuple[dict[str, str | None], int]] = {
     ),
     "list-endpoints": (JSON, 0),
     "get-config": ({"--section": "value", "--key": "value"}, 0),
+    "set-config": ({"--section": "value", "--key": "value"}, 1),
+    "reload-licenses": ({}, 0),
     "version": ({}, 0),
+    "help": ({}, 0),
 }
 
 
@@ -330,13 +336,24 @@ class Server:
         if self._settings["platform"] == "linux":
             shown |= {"x11-display": ":77", "x11-authority": "/run/user/77/dcv/x.xauth"}
         width, height = SCREEN
-        shown["display-layout"] = [{"width": width, "height": height, "x": 0, "y": 0}]
-        return shown
+        whole = [{"width": width, "height": height, "x": 0, "y": 0}]
+        return {"display-layout": whole, **shown}
 
     def list_connections(self, options: dict[str, str], id: str) -> str:
         with self._sessions() as sessions:
             count = self._found(sessions, id)["num-of-connections"]
-        return json.dumps([{"username": "someone", "connection-time": ""}] * count)
+        one = {"username": "someone", "connection-time": ""}
+        return json.dumps([{"id": id, **one} for id in range(1, count + 1)])
+
+    def close_connection(self, options: dict[str, str], connection: str) -> str:
+        with self._sessions() as sessions:
+            session = self._found(sessions, options.get("--session", ""))
+            known = {str(id) for id in range(1, session["num-of-connections"] + 1)}
+            if connection not in known:
+                raise No(f"Could not find connection '{connection}'")
+            session["num-of-connections"] -= 1
+            session["last-disconnection-time"] = datetime.now(UTC).isoformat()
+        return ""
 
     def set_permissions(self, options: dict[str, str]) -> str:
         rules = {"--none", "--reset-builtin", "--file"} & options.keys()
@@ -350,9 +367,26 @@ class Server:
         return ""
 
     def set_name(self, options: dict[str, str]) -> str:
+        if len({"--name", "--none"} & options.keys()) != 1:
+            raise No("Choose one of --name and --none")
         with self._sessions() as sessions:
             session = self._found(sessions, options.get("--session", ""))
             session["name"] = options.get("--name", "")
+        return ""
+
+    def set_storage_root(self, options: dict[str, str], path: str) -> str:
+        with self._sessions() as sessions:
+            self._found(sessions, options.get("--session", ""))["storage-root"] = path
+        return ""
+
+    def set_display_layout(self, options: dict[str, str], layout: str) -> str:
+        heads = [re.fullmatch(r"(\d+)x(\d+)\+(\d+)\+(\d+)", one) for one in layout.split(",")]
+        names = ("width", "height", "x", "y")
+        shown = [dict(zip(names, map(int, head.groups()), strict=True)) for head in heads if head]
+        if len(shown) < len(heads):
+            raise No(f"Invalid display layout '{layout}'")
+        with self._sessions() as sessions:
+            self._found(sessions, options.get("--session", ""))["display-layout"] = shown
         return ""
 
     def get_screenshot(self, options: dict[str, str], id: str) -> str:
@@ -379,10 +413,29 @@ class Server:
             "web-url-path": "'/'",
             "enable-quic-frontend": "true",
         }
-        key = options.get("--key")
-        if options.get("--section") != "connectivity" or key not in values:
-            raise No(f"No such key '{key}'")
-        return f"{values[key]}\n"
+        known = {f"connectivity {key}": value for key, value in values.items()} | self._changed()
+        name = f"{options.get('--section')} {options.get('--key')}"
+        if name not in known:
+            raise No(f"No such key '{options.get('--key')}'")
+        return f"{known[name]}\n"
+
+    def set_config(self, options: dict[str, str], value: str) -> str:
+        if not {"--section", "--key"} <= options.keys():
+            raise No("Missing --section or --key")
+        changed = self._changed() | {f"{options['--section']} {options['--key']}": value}
+        (self._folder / "config.json").write_text(json.dumps(changed))
+        return ""
+
+    def _changed(self) -> dict[str, str]:
+        path = self._folder / "config.json"
+        changed: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+        return changed
+
+    def reload_licenses(self, options: dict[str, str]) -> str:
+        return ""
+
+    def help(self, options: dict[str, str]) -> str:
+        return "Usage: dcv COMMAND\n" + "".join(f"  {name}\n" for name in COMMANDS)
 
     def version(self, options: dict[str, str]) -> str:
         return "Amazon DCV 2024.0 (r19030)\nCopyright (C) 2010-2024\n"

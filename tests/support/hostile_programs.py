@@ -12,6 +12,7 @@ import json
 import os
 import random
 import sys
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -47,9 +48,11 @@ PIECES = (
     *("x" * 300, "é", "e\u0301", "\uff0e\uff0e/", "%2e%2e/", "%00", "~", "-", "--"),
 )
 SPEAKABLE = tuple(
-    piece for piece in PIECES if piece.encode(errors="ignore").decode().strip("\0") == piece
+    piece
+    for piece in PIECES
+    if not any(unicodedata.category(one) in {"Cc", "Cs", "Zl", "Zp"} for one in piece)
 )
-"""What a program can be given: no NUL, and no half of a character."""
+"""What a program is given: characters of one line of text."""
 BAD = (
     *("link", "linked/canary", "loop", "fifo", "folder", "plain", "open", "theirs", "hard/../good"),
     *(

@@ -51,7 +51,8 @@ _UNKNOWN_MEMBER = re.compile(
 )
 _AT = re.compile(r"(.*) - at `\$\.?(.*)`", re.DOTALL)
 _LONGEST_PROBLEM = 1_000
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+"""What is no character of one line of text: no agent gives it to a program."""
 
 
 def decode_body(body: bytes, type: type[T]) -> T:
@@ -188,6 +189,6 @@ def _unfit_arguments(arguments: tuple[str, ...], max_arguments: int, max_length:
     for argument in arguments:
         if len(argument) > max_length:
             return f"AutorunFileArguments holds one of more than {max_length} characters."
-        if "\x00" in argument:
+        if _CONTROL.search(argument):
             return "AutorunFileArguments contains a control character."
     return None
