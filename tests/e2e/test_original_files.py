@@ -20,7 +20,7 @@ from deskfleet.system import SystemClock
 from support.dcv import DcvSite, dcv_folder
 from support.original_files import AGENT_FILE, BROKER_FILE, Brought, with_values, write
 from support.programs import Portal, Program, answers, free_ports
-from support.sessions import session_owner
+from support.sessions import program, session_owner
 from support.waiting import until
 
 CONNECTOR = {name: f"{name}-to-broker-connector" for name in ("client", "agent", "gateway")}
@@ -125,10 +125,11 @@ def test_all_their_keys_start_a_broker_and_an_agent(site: Site) -> None:
     (site.folder / "tags").mkdir()
     write(site.folder / "tags" / "a.toml", "gpu = 'yes'\n")
     site.broker()
-    site.agent(broker_update_interval=1)
+    site.agent(broker_update_interval=1, preferred_network_interface="'lo'")
     portal = site.portal()
     until(portal.available, seconds=60)
     (server,) = portal.call("/describeServers")["Servers"]
+    assert server["Ip"] == "127.0.0.1"
     tags = {tag["Key"]: tag["Value"] for tag in server["Tags"]}
     assert (tags["gpu"], tags["dcv:max-concurrent-sessions-per-user"]) == ("yes", "1")
     portal.ready("ada")
@@ -164,13 +165,25 @@ def test_an_agent_that_has_nothing_but_its_file_is_that_of_a_dcv_server(site: Si
     with dcv_folder() as folder:
         server = DcvSite(folder)
         site.broker()
-        agent = site.agent(driver=None, broker_update_interval=1, dcv_root=f"'{server.program}'")
+        ran = folder / "ran"
+        ran.mkdir()
+        ran.chmod(0o777)
+        for kind in ("init", "autorun"):
+            program(folder / kind / kind, f"#!/bin/sh\ntouch {ran}/{kind}\n")
+        agent = site.agent(
+            driver=None,
+            broker_update_interval=1,
+            dcv_root=f"'{server.program}'",
+            init_folder=f"'{folder / 'init'}'",
+            autorun_folder=f"'{folder / 'autorun'}'",
+        )
         portal = site.portal()
         until(portal.available, seconds=60)
         (shown,) = portal.call("/describeServers")["Servers"]
         assert shown["Version"] == "2024.0.19030"
-        session = portal.ready(session_owner())
+        session = portal.ready(session_owner(), InitFile="init", AutorunFile="autorun")
         assert list(server.sessions()) == [session]
+        until(lambda: {path.name for path in ran.iterdir()} == {"init", "autorun"}, seconds=30)
         portal.close()
         assert agent.stop() == 0
 
