@@ -130,7 +130,7 @@ class BrokerSettings:
     )
     gateway_trust_password: str = _secret("opens that file, where it is PKCS#12")
     seconds_before_deleting_unreachable_dcv_server: int = _setting(
-        1800, "when a silent server without sessions is forgotten", number(1)
+        1800, "when a silent server is shown no longer; its sessions are", number(1)
     )
     seconds_before_deleting_sessions_unreachable_server: int | None = _setting(
         None, "when the sessions of a silent server end; never where it isn't set", number(1)

@@ -130,15 +130,34 @@ class TestBroker:
         session_id = api.ready(OWNER, **on(lost))
         lost.cut()
         empty.cut()
-        # The empty one goes; by then the other's time has come as well.
-        until(lambda: empty.id not in [one["Id"] for one in api.servers()], seconds=30)
-        assert api.wait(session_id, "UNKNOWN")
+        gone = {lost.id, empty.id}
+        until(lambda: not gone & {one["Id"] for one in api.servers()}, seconds=30)
+        session = api.wait(session_id, "UNKNOWN")
+        assert session["Server"]["Id"] == lost.id
+        answer = api.call("closeServers", [{"ServerId": lost.id, "Force": True}])
+        (failed,) = answer["UnsuccessfulList"]
+        assert failed["FailureCode"] == "DCV_SERVER_NOT_FOUND"
+        lost.link()
+        assert api.wait(session_id, "READY")["Server"]["Id"] == lost.id
         assert lost.id in [one["Id"] for one in api.servers()]
 
     def test_enable_api_yaml(self, configured: Configured) -> None:
         _, api = configured(enable_api_yaml=False)
         assert api.send("GET", "/dcv-session-manager-api.yaml", headers={}).status_code == 404
         assert api.ready(OWNER)
+
+    def test_a_closed_server_stays_closed_when_it_was_unreachable_for_long(
+        self, configured: Configured
+    ) -> None:
+        fleet, api = configured(
+            seconds_before_deleting_unreachable_dcv_server=1, agent_heartbeat_seconds=0.5
+        )
+        server = fleet.play()
+        api.call("closeServers", [{"ServerId": server.id}])
+        server.cut()
+        until(lambda: server.id not in [one["Id"] for one in api.servers()], seconds=30)
+        server.link()
+        assert api.availability(server.id) == ("UNAVAILABLE", "SERVER_CLOSED")
 
 
 def created_at_once(api: Api, count: int, items: Callable[[int], dict[str, Any]]) -> list[Any]:

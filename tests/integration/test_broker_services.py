@@ -37,6 +37,7 @@ from deskfleet.core.records import (
     SigningKey,
     SoftwareStatement,
 )
+from deskfleet.core.server import Unavailability
 from deskfleet.core.session import State, Substate, replace
 from deskfleet.errors import (
     Conflict,
@@ -883,6 +884,103 @@ class TestHousekeeping:
             assert (await house.servers.open(["n1"])) == [None]
 
         run(scenario)
+
+    def test_a_silent_server_with_sessions_is_shown_no_longer_and_they_are(self) -> None:
+        async def scenario(house: TestHouse) -> None:
+            session = a_session("s1", server="n1")
+            link = a_link("n1", broker_id="b1", up=False)
+            known = a_server("n1", registered_at=NOON - timedelta(days=1))
+            await house.write(known, some_facts("n1"), link, session, a_report(session))
+            await house.write(a_server("n2"), some_facts("n2"), a_link("n2", broker_id="b1"))
+            await house.sweep()
+            house.clock.advance(1800)
+            await house.sweep()
+            assert [one.id for one in house.servers.select(())] == ["n2"]
+            assert [one.id for one in house.servers.select(["n1"])] == []
+            assert await house.servers.open(["n1"]) == [NOT_FOUND]
+            assert await house.servers.close([Closing("n1", force=True)]) == [NOT_FOUND]
+            view = house.sessions.view(await house.session("s1"))
+            assert (view.seen.state, view.facts) == (State.UNKNOWN, some_facts("n1"))
+            refusal = (await house.sessions.create([a_request(requirements="tag:no = 'x'")]))[0]
+            assert isinstance(refusal, Refusal)
+            assert "1 of 1" in refusal.reason, "it is not counted among those that may take one"
+            # Nothing more is written of it, until it is heard again.
+            revision = house.replica.fleet.revision
+            await house.sweep()
+            assert house.replica.fleet.revision == revision
+            agent = PlayedAgent(house, "n1")
+            agent.observed = {"s1": Observed(report=a_report(session))}
+            await agent.connect()
+            assert agent.epoch > link.epoch + 1
+            assert [one.id for one in house.servers.select(())] == ["n1", "n2"]
+            assert await state(house, "s1") is State.READY
+            assert house.replica.fleet.server("n1") == known
+
+        run(scenario)
+
+    def test_it_is_forgotten_when_nothing_hangs_on_it_any_more(self) -> None:
+        async def scenario(house: TestHouse) -> None:
+            session = a_session("s1", server="n1")
+            await house.write(a_server("n1"), some_facts("n1"), session)
+            await house.sweep()
+            house.clock.advance(1800)
+            await house.sweep()
+            assert len(stored(house.store, Server)) == 1
+            await house.sessions.delete([Deletion("s1", "alice", force=True)])
+            await house.sweep()
+            assert stored(house.store, Server) == stored(house.store, Facts) == []
+
+        run(scenario)
+
+    def test_a_closed_server_is_still_closed_however_long_it_was_away(self) -> None:
+        async def scenario(house: TestHouse) -> None:
+            await house.write(a_server("n1"), some_facts("n1"), a_link("n1", up=False))
+            assert await house.servers.close([Closing("n1")]) == [None]
+            await house.sweep()
+            house.clock.advance(1800)
+            await house.sweep()
+            assert list(house.servers.select(())) == []
+            # One that begins anew knows it for one that isn't shown, and counts from there.
+            house.clock.advance(1_000_000)
+            await house.sweep()
+            foreign = Report(id="own", server_id="n1", generation=0, phase=Phase.RUNNING)
+            agent = PlayedAgent(house, "n1")
+            agent.observed = {"own": Observed(report=foreign, running=running("own"))}
+            await agent.connect()
+            [server] = house.servers.select(())
+            view = house.servers.view(server)
+            assert view.unavailability is Unavailability.SERVER_CLOSED
+            assert view.seats.taken == 1
+            assert await house.servers.open(["n1"]) == [None]
+
+        run(scenario)
+
+    def test_a_link_that_is_held_all_the_same_ends_when_its_server_is_shown_no_longer(
+        self,
+    ) -> None:
+        async def whole() -> None:
+            clock, store = FakeClock(), MemoryStore()
+            async with a_house(store, clock=clock) as one, a_house(store, broker_id="b2") as two:
+                agent = await PlayedAgent(two, "n1").connect()
+                await two.write(a_session("s1", server="n1"))
+                # Nobody has heard a beat of the second broker, so its servers are silent.
+                await one.replica.catch_up()
+                await one.sweep()
+                clock.advance(1800)
+                await one.sweep()
+                known = one.replica.fleet.server("n1")
+                assert known is not None
+                assert not known.listed
+                await two.replica.catch_up()
+                await agent.session.ended.wait()
+                with pytest.raises(Stale):
+                    await agent.tell()
+                again = await PlayedAgent(two, "n1").connect()
+                assert again.epoch > agent.epoch
+                await one.replica.catch_up()
+                assert [server.id for server in one.servers.select(())] == ["n1"]
+
+        asyncio.run(whole())
 
     def test_a_server_that_was_heard_meanwhile_starts_anew(self) -> None:
         async def scenario(house: TestHouse) -> None:

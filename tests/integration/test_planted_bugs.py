@@ -24,7 +24,7 @@ from deskfleet.broker.service.replica import Replica
 from deskfleet.broker.service.sessions import Sessions
 from deskfleet.broker.stores import settlement
 from deskfleet.core import session as rules
-from deskfleet.core.change import ABSENT, Change, ChangeSet, Check, Put
+from deskfleet.core.change import ABSENT, Change, ChangeSet, Check, Drop, Put
 from deskfleet.core.fleet import Fleet
 from deskfleet.core.records import (
     Facts,
@@ -259,6 +259,32 @@ def _(patch: pytest.MonkeyPatch) -> None:
         return [change for change in whole(chores, server_id) if change.key[0] != "link"]
 
     patch.setattr(Housekeeping, "_forget_server", forget)
+
+
+@planted("a server is forgotten, and with it that it was closed", stories.closed_and_away)
+def _(patch: pytest.MonkeyPatch) -> None:
+    def forget(chores: Housekeeping, server_id: str) -> list[Any]:
+        fleet = chores._fleet
+        link = fleet.link(server_id)
+        assert link is not None
+        ended = rules.replace(link, epoch=link.epoch + 1, up=False)
+        return [
+            Drop("server", server_id, fleet.revision_of(Server, server_id)),
+            Put(ended, fleet.revision_of(Link, server_id)),
+        ]
+
+    patch.setattr(Housekeeping, "_forget_server", forget)
+
+
+@planted("a server that comes back is not shown again", stories.away_with_a_session)
+def _(patch: pytest.MonkeyPatch) -> None:
+    whole = observing.open_link
+
+    def open_link(fleet: Fleet, server_id: str, *rest: Any) -> list[Any]:
+        known = fleet.server(server_id) is not None
+        return whole(fleet, server_id, *rest)[: 1 if known else 2]
+
+    patch.setattr(convergence, "open_link", open_link)
 
 
 @planted("a seat that was left stays taken in memory")

@@ -131,6 +131,49 @@ def test_half_of_them_is_no_mass_nor_are_those_that_vanish_one_by_one() -> None:
     run(scenario)
 
 
+def test_a_server_is_shown_no_longer_when_its_sessions_end_and_not_forgotten_under_them() -> None:
+    async def scenario(sweeper: Sweeper) -> None:
+        await sweeper.occupy("n1", "n2", "n3")
+        await sweeper.silence("n1")
+        await sweeper.sweep()
+        # Both times are over in one moment: the sessions end first.
+        await sweeper.sweep(1800)
+        assert await sweeper.state("on-n1") is State.DELETED
+        assert sweeper.house.replica.fleet.server("n1") is not None
+        await sweeper.sweep(5)
+        assert sweeper.house.replica.fleet.server("n1") is None
+
+    run(scenario)
+
+
+def test_servers_that_are_shown_no_longer_count_only_with_their_sessions() -> None:
+    async def scenario(sweeper: Sweeper) -> None:
+        # Closed, empty, and gone for good: they must not stand against the others for ever.
+        gone = [a_server(f"gone-{n}", open=False, listed=False) for n in range(5)]
+        await sweeper.house.write(*gone)
+        await sweeper.occupy("n1", "n2", "n3")
+        await sweeper.silence("n1")
+        await sweeper.sweep()
+        await sweeper.sweep(LIMIT)
+        assert await sweeper.state("on-n1") is State.DELETED
+
+    run(scenario)
+
+
+def test_a_mass_is_shown_no_longer_and_keeps_its_sessions() -> None:
+    async def scenario(sweeper: Sweeper) -> None:
+        await sweeper.occupy("n1", "n2", "n3")
+        await sweeper.silence("n1", "n2")
+        await sweeper.sweep()
+        await sweeper.sweep(10 * LIMIT)
+        await sweeper.sweep(10 * LIMIT)
+        assert sorted(sweeper.house.replica.fleet.unlisted) == ["n1", "n2"]
+        assert await sweeper.state("on-n1") is State.UNKNOWN
+        assert await sweeper.state("on-n2") is State.UNKNOWN
+
+    run(scenario)
+
+
 def test_a_server_that_comes_back_is_told_to_stop_what_has_ended() -> None:
     async def scenario(sweeper: Sweeper) -> None:
         await sweeper.occupy("n1", "n2", "n3")

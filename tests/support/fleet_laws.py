@@ -22,6 +22,7 @@ from deskfleet.core.records import (
     Phase,
     Report,
     Revision,
+    Server,
     Session,
     Type,
 )
@@ -155,14 +156,36 @@ class Auditor:
                 old = self.truth.get(Broker, broker.id)
                 self._must(broker.id == author, f"{author} beats for {broker.id}")
                 self._must(old is None or broker.beat > old.beat, f"{broker.id} beats backwards")
+            case Put(record=Server() as server):
+                self._check_server(server, change_set, fence)
             case Drop(kind="session", id=id):
                 self._check_drop(id)
             case Drop(kind="server", id=id):
                 self._must(not self.truth.seats(id).taken, f"{id} is forgotten with its sessions")
-                ended = self.truth.link(id) is None or ("link", id) in {
-                    one.key for one in change_set if isinstance(one, Put)
-                }
-                self._must(ended, f"{id} is forgotten, and its link is not")
+                known = self.truth.server(id)
+                self._must(known is not None and known.open, f"{id} is closed, and is forgotten")
+                self._must(self._ends_link(id, change_set), f"{id} is forgotten, its link is not")
+
+    def _check_server(self, new: Server, change_set: ChangeSet, fence: str | None) -> None:
+        old = self.truth.server(new.id)
+        if old is None:
+            self._must(new.open and new.listed, f"{new.id} begins as {new}")
+            return
+        # Who opens and closes writes nothing else.
+        alone = all(isinstance(one, Put) and one.key[0] == "server" for one in change_set)
+        self._must(new.open is old.open or alone, f"{new.id} is turned, and nobody asked")
+        self._must(not alone or old.listed, f"{new.id} is turned, and isn't shown to anybody")
+        if old.listed and not new.listed:
+            ended = self._ends_link(new.id, change_set)
+            self._must(ended, f"{new.id} is shown no longer, and its link goes on")
+        elif new.listed and not old.listed:
+            self._must(fence == new.id, f"{new.id} is shown again without its link")
+
+    def _ends_link(self, server_id: str, change_set: ChangeSet) -> bool:
+        """Tell whether no link that a server has had counts after a change set."""
+        written = [one.record for one in change_set if isinstance(one, Put)]
+        ended = [one for one in written if isinstance(one, Link) and one.id == server_id]
+        return self.truth.link(server_id) is None or any(not one.up for one in ended)
 
     def _check_session(
         self, old: Session | None, new: Session, change_set: ChangeSet, fence: str | None
@@ -270,6 +293,10 @@ class Auditor:
             record = change.record
             if isinstance(record, Session | Report):
                 self._check_state(record.id)
+            if isinstance(record, Link) and record.up:
+                shown = self.truth.server(record.id)
+                linked = shown is not None and shown.listed
+                self._must(linked, f"{record.id} is linked, and not shown")
             if isinstance(record, Report):
                 known = self.truth.session(record.id) is not None
                 self._must(known, f"a report of {record.id} stands alone")
@@ -291,6 +318,7 @@ class Auditor:
             self._must(server is not None, f"{session.id} is placed on a forgotten server")
             return
         self._must(server.open, f"{session.id} is placed on {server.id}, which is closed")
+        self._must(server.listed, f"{session.id} is placed on {server.id}, which nobody is shown")
         beside = [one.request for one in self.truth.sessions_on(server.id)]
         consoles = [one for one in beside if one.type is Type.CONSOLE]
         virtual = [one for one in beside if one.type is Type.VIRTUAL]
@@ -343,6 +371,7 @@ def portrait(fleet: Fleet) -> dict[str, Any]:
         },
         "on_server": {id: set(ids) for id, ids in fleet._on_server.items()},
         "of_owner": {owner: set(ids) for owner, ids in fleet._of_owner.items()},
+        "unlisted": set(fleet.unlisted),
         "tagged": {tag: set(ids) for tag, ids in fleet._tagged.items()},
         "waiting": list(fleet._waiting.values()),
         "order": {kind: list(order.values()) for kind, order in fleet._order.items()},

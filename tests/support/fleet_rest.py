@@ -104,7 +104,8 @@ def _host_troubles(world: World, host: Host) -> list[str]:
     link = world.auditor.truth.get(Link, host.id)
     if link is None or not link.up or not world.is_linked(host.id):
         found.append(f"{host.id} is not linked: {link}")
-    if world.auditor.truth.server(host.id) is None or not world.auditor.truth.facts(host.id):
+    server = world.auditor.truth.server(host.id)
+    if server is None or not server.listed or not world.auditor.truth.facts(host.id):
         found.append(f"{host.id} is linked, and not known")
     entries = world.agents[host.id].loop._journal.entries
     found += [

@@ -208,6 +208,24 @@ def stuck_for_long(world: World, clients: Clients) -> None:
     world.loop.advance(300)
 
 
+def closed_and_away(world: World, clients: Clients) -> None:
+    """A server is closed, and its machine is off for so long that nobody is shown it any more."""
+    clients.close(world.brokers["b1"], "gamma", force=False)
+    world.loop.advance(0.1)
+    world.kill_agent("gamma")
+    world.loop.advance(300)
+
+
+def away_with_a_session(world: World, clients: Clients) -> None:
+    """A machine is off the net for as long, with a session on it."""
+    clients.create(world.brokers["b1"], [desk(wish="tag:zone = 'b'")])
+    world.loop.advance(1)
+    world.kill_agent("gamma")
+    world.loop.advance(300)
+    known = world.auditor.truth.server("gamma")
+    world.verdict.must(known is not None and not known.listed, "gamma is still shown")
+
+
 def tell(story: Story) -> None:
     """Let a story happen, and the fleet come to rest after it."""
     random.seed(0)  # agents jitter

@@ -11,7 +11,7 @@ from typing import Any
 
 from deskfleet.agent import identity
 from deskfleet.agent.main import DRIVERS, build_driver, read_statement
-from deskfleet.certificates import client_context
+from deskfleet.tls import client_context
 from deskfleet.cli.agent_program import LOG_FILE
 from deskfleet.cli.config_report import (
     Attempt,

@@ -130,10 +130,11 @@ class Candidates:
             self._ranks[server.id] = new
 
     def drop(self, server_id: str) -> None:
+        # What is no candidate may have been marked all the same.
+        self.improved.forget(server_id)
+        self.moved.forget(server_id)
         if self._each.pop(server_id, None) is not None:
             self._order.remove(self._ranks.pop(server_id))
-            self.improved.forget(server_id)
-            self.moved.forget(server_id)
             self.touched.mark(server_id)
             if len(self.touched) > GONE * len(self._each) + ROOM:
                 self.touched.prune(self._each)

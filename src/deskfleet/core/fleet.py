@@ -60,6 +60,7 @@ class Fleet:
         self._on_server: dict[str, dict[str, None]] = {}
         self._of_owner: dict[str, dict[str, None]] = {}
         self._tagged: dict[tuple[str, str], dict[str, None]] = {}
+        self._unlisted: dict[str, None] = {}
         self._waiting: Ordered[Place] = Ordered()
         self._order: dict[str, Ordered[Place]] = {"session": Ordered(), "server": Ordered()}
         self.candidates.clear()
@@ -103,11 +104,19 @@ class Fleet:
         """The broker that holds the link of each server whose link is up."""
         return self._holders
 
+    @property
+    def unlisted(self) -> AbstractSet[str]:
+        """The servers that are here, and shown no longer."""
+        return self._unlisted.keys()
+
     def seats(self, server_id: str) -> Seats:
         return self._seats.get(server_id, NO_SEATS)
 
     def places(self, kind: type[Session | Server], after: Place | None) -> Iterator[Place]:
-        """Yield the places of all sessions, or servers, that stand after a place, oldest first."""
+        """Yield the places of all sessions, or listed servers, that stand after a place.
+
+        The oldest comes first.
+        """
         order = self._order[KIND_OF[kind]].values()
         start = 0 if after is None else bisect_right(order, after)
         while start < len(order):
@@ -115,7 +124,7 @@ class Fleet:
             start += TOGETHER
 
     def listed(self, kind: type[Session | Server], after: Place | None) -> Iterator[str]:
-        """Yield the ids of all sessions, or servers, that stand after a place, oldest first."""
+        """Yield the ids of all sessions, or listed servers, that stand after a place."""
         return (id for _, id in self.places(kind, after))
 
     def sessions_after(self, after: Place | None) -> Iterator[Session]:
@@ -193,9 +202,13 @@ class Fleet:
             self._show(taken[0])
 
     def _reindex_server(self, id: str, old: Server | None, new: Server | None) -> None:
-        self._reorder(self._order["server"], _place(old), _place(new))
+        self._reorder(self._order["server"], _place(_listed(old)), _place(_listed(new)))
+        if new is None or new.listed:
+            self._unlisted.pop(id, None)
+        else:
+            self._unlisted[id] = None
         self._show(id)
-        if new is not None and new.open and not (old is not None and old.open):
+        if _takes_sessions(new) and not _takes_sessions(old):
             self.candidates.mark(id)
 
     def _reindex_facts(self, id: str, old: Facts | None, new: Facts | None) -> None:
@@ -221,7 +234,7 @@ class Fleet:
     def _show(self, server_id: str) -> None:
         """Let placement see a server as it is now."""
         server = self.server(server_id)
-        if server is None:
+        if server is None or not server.listed:
             self.candidates.drop(server_id)
         else:
             self.candidates.put(server, self.facts(server_id), self.seats(server_id))
@@ -244,6 +257,14 @@ def place_of(record: Session | Server) -> Place:
 
 def _place(record: Session | Server | None) -> Place | None:
     return None if record is None else place_of(record)
+
+
+def _listed(server: Server | None) -> Server | None:
+    return server if server is not None and server.listed else None
+
+
+def _takes_sessions(server: Server | None) -> bool:
+    return server is not None and server.listed and server.open
 
 
 def _waiting_place(session: Session | None) -> Place | None:

@@ -113,6 +113,9 @@ class Server(Frozen, frozen=True, tag="server"):
     open: bool = True
     placements: int = 0
     """How often a session was placed here; the revision that it moves guards the seats."""
+    listed: bool = True
+    """False once it was silent for so long that it is as if it weren't there: for clients and for
+    placing. Its next link takes that back."""
 
 
 class Link(Frozen, frozen=True, tag="link"):

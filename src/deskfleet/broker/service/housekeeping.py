@@ -143,11 +143,7 @@ class Housekeeping:
             reported = self._fleet.revision_of(Report, session.id)
             if reported:
                 changes.append(Drop("report", session.id, reported))
-        self._silence.look()
-        for server_id in self._silence.of_at_least(self._retention.silent_servers_seconds):
-            if not self._fleet.seats(server_id).taken:
-                changes += self._forget_server(server_id)
-        changes += self._end_silent_sessions()
+        changes += self._sweep_silent()
         changes += [
             Drop("signing-key", key.id, self._fleet.revision_of(SigningKey, key.id))
             for key in outlived(self._fleet, self._clock.now(), self._retention.tokens)
@@ -158,16 +154,39 @@ class Housekeeping:
         ]
         return None, tuple(changes)
 
-    def _forget_server(self, server_id: str) -> list[Change]:
-        """Return what forgets a server, and supersedes a link that somebody holds all the same.
+    def _sweep_silent(self) -> list[Change]:
+        """Return what silence brings about: for sessions first, then for their servers."""
+        self._silence.look()
+        changes = self._end_silent_sessions()
+        ending = {one.id for one in changes if isinstance(one, Check)}
+        silent = self._silence.of_at_least(self._retention.silent_servers_seconds)
+        # What hangs on a server that is shown no longer may be over by now.
+        for server_id in dict.fromkeys((*self._fleet.unlisted, *silent)):
+            if server_id not in ending and len(changes) < SWEEP_BATCH:
+                changes += self._forget_server(server_id)
+        return changes
 
+    def _forget_server(self, server_id: str) -> list[Change]:
+        """Return what takes a server out of all lists, and its records with it if nothing is lost.
+
+        What is lost with them are the sessions on it, which may run on, and that it was closed.
+        A link that somebody holds all the same is superseded: the next one shows the server again.
         The link's record stays: its epoch must keep growing when the agent comes back.
         """
         fleet = self._fleet
-        changes: list[Change] = [Drop("server", server_id, fleet.revision_of(Server, server_id))]
-        told = fleet.revision_of(Facts, server_id)
-        if told:
-            changes.append(Drop("facts", server_id, told))
+        server, expect = fleet.server(server_id), fleet.revision_of(Server, server_id)
+        if server is None:
+            return []
+        changes: list[Change] = []
+        if server.open and not fleet.seats(server_id).taken:
+            changes.append(Drop("server", server_id, expect))
+            told = fleet.revision_of(Facts, server_id)
+            if told:
+                changes.append(Drop("facts", server_id, told))
+        elif server.listed:
+            changes.append(Put(replace(server, listed=False), expect))
+        else:
+            return []
         link = fleet.link(server_id)
         if link is not None:
             ended = replace(link, epoch=link.epoch + 1, up=False)

@@ -70,9 +70,13 @@ def open_link(fleet: Fleet, server_id: str, broker_id: str, now: datetime) -> li
     epoch = 1 if old is None else old.epoch + 1
     link = Link(id=server_id, broker_id=broker_id, epoch=epoch)
     changes: list[Change] = [Put(link, fleet.revision_of(Link, server_id))]
-    if fleet.server(server_id) is None:
+    server = fleet.server(server_id)
+    if server is None:
         # It was forgotten while it was away.
         changes.append(Put(Server(id=server_id, registered_at=now), ABSENT))
+    elif not server.listed:
+        shown = replace(server, listed=True)
+        changes.append(Put(shown, fleet.revision_of(Server, server_id)))
     return changes
 
 
@@ -128,8 +132,9 @@ def take_observed(
         elif is_about(report, session) and stage(session) is not Stage.ENDED:
             changes += _take_report(fleet, session, report, now, retries=retries)
     server = fleet.server(server_id)
-    if adopted and server is not None:
-        # Seats are taken: whoever is placing a session on this server must look again.
+    if adopted and server is not None and server.listed:
+        # Seats are taken: whoever is placing a session on this server must look again. Nobody is
+        # where it isn't listed, and the link that changes that writes this record, too.
         counted = replace(server, placements=server.placements + adopted)
         changes.append(Put(counted, fleet.revision_of(Server, server_id)))
     return changes

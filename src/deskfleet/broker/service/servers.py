@@ -100,7 +100,7 @@ class Servers:
         return answers, tuple(changes.values())
 
     def _obstacle(self, server: Server | None, closing: Closing) -> Failure | None:
-        if server is None:
+        if server is None or not server.listed:
             return NOT_FOUND
         taken = self._fleet.seats(server.id).taken
         if taken and not closing.force:

@@ -4,7 +4,8 @@ What is known here was seen by this broker and is lost with it: after a restart 
 anew, which only ever puts off what silence brings about.
 
 Law: many servers that fall silent together are a fault of the network, of the store or of the
-brokers, and no reason to end anything. `is_mass` tells so for as long as they are silent.
+brokers, and no reason to end anything. `is_mass` tells so for as long as they are silent. What is
+shown no longer and has no sessions counts for nothing: it would stand against the others for ever.
 """
 
 from __future__ import annotations
@@ -30,7 +31,11 @@ class Silence:
     def look(self) -> None:
         """Take notice of who is silent now."""
         now = self._clock.monotonic()
-        servers = [server.id for server in self._fleet.each(Server)]
+        servers = [
+            server.id
+            for server in self._fleet.each(Server)
+            if server.listed or self._fleet.seats(server.id).taken
+        ]
         silent = [id for id in servers if not self._liveness.is_reachable(id)]
         self._since = {id: self._since.get(id, now) for id in silent}
         self._reachable = len(servers) - len(silent)
