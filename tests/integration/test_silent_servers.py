@@ -114,6 +114,30 @@ def test_none_ends_when_most_servers_vanished_within_a_minute() -> None:
     run(scenario)
 
 
+def test_the_only_server_of_a_fleet_is_no_mass() -> None:
+    async def scenario(sweeper: Sweeper) -> None:
+        await sweeper.occupy("n1")
+        await sweeper.silence("n1")
+        await sweeper.sweep()
+        await sweeper.sweep(LIMIT - 1)
+        assert await sweeper.state("on-n1") is State.UNKNOWN
+        await sweeper.sweep(1)
+        assert await sweeper.state("on-n1") is State.DELETED
+
+    run(scenario)
+
+
+def test_two_are_a_mass_where_there_are_no_others() -> None:
+    async def scenario(sweeper: Sweeper) -> None:
+        await sweeper.occupy("n1", "n2")
+        await sweeper.silence("n1", "n2")
+        await sweeper.sweep()
+        await sweeper.sweep(LIMIT)
+        assert await sweeper.state("on-n1") is State.UNKNOWN
+
+    run(scenario)
+
+
 def test_half_of_them_is_no_mass_nor_are_those_that_vanish_one_by_one() -> None:
     async def scenario(sweeper: Sweeper) -> None:
         await sweeper.occupy("n1", "n2", "n3", "n4")

@@ -6,6 +6,7 @@ anew, which only ever puts off what silence brings about.
 Law: many servers that fall silent together are a fault of the network, of the store or of the
 brokers, and no reason to end anything. `is_mass` tells so for as long as they are silent. What is
 shown no longer and has no sessions counts for nothing: it would stand against the others for ever.
+One server alone is no mass, also where it is the whole fleet.
 """
 
 from __future__ import annotations
@@ -51,6 +52,6 @@ class Silence:
         for first, began in enumerate(since):
             vanished = bisect_right(since, began + TOGETHER_SECONDS) - first
             heard_before = self._reachable + len(since) - first
-            if vanished * 2 > heard_before:
+            if vanished > 1 and vanished * 2 > heard_before:
                 return True
         return False
