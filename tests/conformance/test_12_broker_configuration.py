@@ -65,6 +65,20 @@ class TestBroker:
         api.delete(session_id, OWNER)
         api.wait(session_id, None)
 
+    def test_deleted_sessions_are_not_shown_at_all_for_zero_seconds(
+        self, configured: Configured
+    ) -> None:
+        _, api = configured(delete_session_duration_seconds=0)
+        for _ in range(3):
+            session_id = api.ready(OWNER)
+            api.delete(session_id, OWNER)
+            states = []
+            while session := api.describe(session_id):
+                states.append(session["State"])
+                assert len(states) < 10_000
+            assert set(states) <= {"DELETING"}
+            assert session_id not in [one["Id"] for one in api.call("describeSessions")["Sessions"]]
+
     def test_connect_session_token_duration_minutes(self, configured: Configured) -> None:
         _, api = configured(connect_session_token_duration_minutes=5)
         token = api.connection_data(api.ready(OWNER), OWNER)["ConnectionToken"]

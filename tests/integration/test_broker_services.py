@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
+from deskfleet.broker.service import housekeeping
 from deskfleet.broker.service.access import Audience
 from deskfleet.broker.service.replica import Replica
 from deskfleet.broker.service.screenshots import NO_SUCH_SESSION, Wish
 from deskfleet.broker.service.servers import NOT_FOUND, Closing, Code
+from deskfleet.broker.service.sessions import NO_SUCH_SESSION as NO_SUCH_SESSION_TO_DELETE
 from deskfleet.broker.service.sessions import Deletion, PermissionsUpdate
 from deskfleet.broker.stores.group_commit import GroupCommit
 from deskfleet.broker.stores.memory import MemoryStore
@@ -844,6 +846,13 @@ class TestLiveness:
         run(scenario)
 
 
+GONE = Refusal(NO_SUCH_SESSION_TO_DELETE)
+
+
+def shown(house: TestHouse) -> set[str]:
+    return {place[1] for place in house.sessions.select((), (), ())}
+
+
 class TestHousekeeping:
     def test_ended_sessions_are_forgotten_after_their_time(self) -> None:
         async def scenario(house: TestHouse) -> None:
@@ -857,6 +866,50 @@ class TestHousekeeping:
             await house.sweep()
             assert {one.id for one in stored(house.store, Session)} == {"s2", "s3"}
             assert stored(house.store, Report) == []
+
+        run(scenario)
+
+    def test_they_are_shown_for_exactly_their_time_whenever_they_are_swept_away(self) -> None:
+        async def scenario(house: TestHouse) -> None:
+            other = a_session("s2", owner="bob", created_at=NOON + timedelta(seconds=1))
+            await house.write(a_session("s1", server="n1", ended_at=NOON), other)
+            house.clock.advance(3599.9)
+            assert shown(house) == {"s1", "s2"}
+            house.clock.advance(0.1)
+            assert shown(house) == {"s2"}
+            assert {place[1] for place in house.sessions.select((), ["alice"], ())} == set()
+            assert {place[1] for place in house.sessions.select(["s1", "s2"], (), ())} == {"s2"}
+            with pytest.raises(Missing):
+                await house.sessions.connect("s1", "alice")
+            assert await house.sessions.delete([Deletion("s1", "alice")]) == [GONE]
+            assert len(stored(house.store, Session)) == 2
+
+        run(scenario)
+
+    def test_where_they_are_not_shown_at_all_no_clock_has_a_say(self) -> None:
+        async def scenario(house: TestHouse) -> None:
+            # Ended by a broker whose clock is ahead.
+            await house.write(a_session("s1", ended_at=NOON + timedelta(hours=1)))
+            assert shown(house) == set()
+            await house.sweep()
+            assert stored(house.store, Session) == []
+
+        run(scenario, shown=timedelta(0))
+
+    def test_any_number_is_forgotten_in_one_sweep(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(housekeeping, "SWEEP_BATCH", 2)
+        monkeypatch.setattr(housekeeping, "SWEEP_SECONDS", 0.01)
+
+        async def scenario(house: TestHouse) -> None:
+            await house.write(*(a_session(f"s{n}", ended_at=NOON) for n in range(7)))
+            house.clock.advance(3600)
+            before = house.replica.fleet.revision
+            sweeping = asyncio.create_task(house.housekeeping.sweep())
+            await asyncio.sleep(0)
+            monkeypatch.setattr(housekeeping, "SWEEP_SECONDS", 3600.0)
+            await until(lambda: house.replica.fleet.count(Session) == 0)
+            assert house.replica.fleet.revision == before + 4
+            sweeping.cancel()
 
         run(scenario)
 

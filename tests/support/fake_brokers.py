@@ -205,7 +205,13 @@ class BrokerNode:
         self.placing = Placing(replica, self.liveness, clock, ids, QUEUE)
         access = _Doorkeeper()
         self.sessions = Sessions(
-            replica, self.liveness, self.placing, access, clock, token_life=timedelta(minutes=1)
+            replica,
+            self.liveness,
+            self.placing,
+            access,
+            clock,
+            token_life=timedelta(minutes=1),
+            shown=RETENTION.ended_sessions,
         )
         self.servers = Servers(replica, self.liveness, self.placing)
         convergence = Convergence(replica, clock, name, HEARTBEAT_SECONDS, RETRIES)

@@ -374,6 +374,7 @@ def portrait(fleet: Fleet) -> dict[str, Any]:
         "unlisted": set(fleet.unlisted),
         "tagged": {tag: set(ids) for tag, ids in fleet._tagged.items()},
         "waiting": list(fleet._waiting.values()),
+        "over": {kind: list(order.values()) for kind, order in fleet._over.items()},
         "order": {kind: list(order.values()) for kind, order in fleet._order.items()},
         "ranks": [rank[:3] for rank in fleet.candidates.ranked()],
         "candidates": {

@@ -59,6 +59,7 @@ from support.builders import NOON, FakeClock, FastSigner, some_facts
 BEAT_SECONDS = 3.0
 GRACE_SECONDS = 0.02
 RETRIES = 2
+SHOWN = timedelta(hours=1)
 LIMIT_SECONDS = 20.0
 
 
@@ -124,6 +125,7 @@ async def a_house(
     queue: int = 100,
     wait: float = 1800.0,
     single_use: bool = False,
+    shown: timedelta = SHOWN,
     ask_broker: Callable[[Broker, Wish], Coroutine[Any, Any, Shot]] | None = None,
 ) -> AsyncIterator[TestHouse]:
     """Run a broker's use cases; several may share one store."""
@@ -137,7 +139,9 @@ async def a_house(
     await replica.load()
     access = Access(replica, clock, ids, FastSigner())
     placing = Placing(replica, liveness, clock, ids, QueueLimits(queue, timedelta(seconds=wait)))
-    sessions = Sessions(replica, liveness, placing, access, clock, token_life=timedelta(minutes=60))
+    sessions = Sessions(
+        replica, liveness, placing, access, clock, token_life=timedelta(minutes=60), shown=shown
+    )
     links = Links(
         Convergence(replica, clock, broker_id, 10.0, RETRIES), grace_seconds=GRACE_SECONDS
     )
@@ -163,7 +167,7 @@ async def a_house(
             placing,
             clock,
             broker,
-            Retention(timedelta(hours=1), silent_servers_seconds=1800),
+            Retention(shown, silent_servers_seconds=1800),
         ),
         placer=placer,
         agents=[],

@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 
 from deskfleet.core.change import ABSENT, Stored, Tombstone
 from deskfleet.core.fleet import Fleet, place_of
-from deskfleet.core.records import Facts, Record, Report, Server, Session, Type, kind_of
+from deskfleet.core.records import (
+    Facts,
+    Record,
+    Report,
+    Server,
+    Session,
+    TokenUse,
+    Type,
+    kind_of,
+)
 from deskfleet.core.server import NO_SEATS, Seats
 from support.builders import (
     NOON,
@@ -128,6 +137,7 @@ class TestIndexes:
 OWNERS = st.sampled_from(["alice", "bob"])
 SERVERS = st.sampled_from(["n1", "n2"])
 KEYS = st.sampled_from(["r1", "r2", "r3"])
+SOON = NOON + timedelta(seconds=1)
 
 
 @st.composite
@@ -138,13 +148,14 @@ def records(draw: st.DrawFn) -> Record:
         owner=draw(OWNERS),
         type=draw(st.sampled_from(Type)),
         server_id=draw(st.none() | SERVERS),
-        ended_at=draw(st.sampled_from([None, NOON])),
+        ended_at=draw(st.sampled_from([None, NOON, SOON])),
         created_at=NOON + timedelta(draw(st.integers(0, 2))),
     )
     choices: list[Record] = [
         session,
-        a_server(id, open=draw(st.booleans())),
+        a_server(id, open=draw(st.booleans()), listed=draw(st.booleans())),
         some_facts(id, gpu=draw(st.sampled_from(["yes", "no"]))),
+        TokenUse(id=id, expires_at=draw(st.sampled_from([NOON, SOON]))),
     ]
     return draw(st.sampled_from(choices))
 
@@ -153,6 +164,8 @@ def expected(kept: dict[tuple[str, str], Record]) -> dict[str, object]:
     """Compute from scratch what the indexes should say."""
     sessions = [record for record in kept.values() if isinstance(record, Session)]
     alive = [one for one in sessions if one.ended_at is None]
+    servers = [record for record in kept.values() if isinstance(record, Server)]
+    uses = [record for record in kept.values() if isinstance(record, TokenUse)]
     seats = {name: Seats() for name in ("n1", "n2")}
     for one in alive:
         if one.server_id is not None:
@@ -176,6 +189,17 @@ def expected(kept: dict[tuple[str, str], Record]) -> dict[str, object]:
             for value in ("yes", "no")
         },
         "listed": [one.id for one in sorted(sessions, key=place_of)],
+        "servers": [one.id for one in sorted(servers, key=place_of) if one.listed],
+        "unlisted": {one.id for one in servers if not one.listed},
+        "ended": {
+            until: [
+                id
+                for at, id in sorted((one.ended_at, one.id) for one in sessions if one.ended_at)
+                if at <= until
+            ]
+            for until in (NOON, SOON)
+        },
+        "spent": sorted(one.id for one in uses if one.expires_at == NOON),
     }
 
 
@@ -188,10 +212,17 @@ def said(fleet: Fleet) -> dict[str, object]:
         "waiting": fleet.waiting(),
         "tagged": {value: set(fleet.servers_tagged("gpu", value)) for value in ("yes", "no")},
         "listed": list(fleet.listed(Session, None)),
+        "servers": list(fleet.listed(Server, None)),
+        "unlisted": set(fleet.unlisted),
+        "ended": {until: fleet.ended(Session, until) for until in (NOON, SOON)},
+        "spent": fleet.ended(TokenUse, NOON),
     }
 
 
-@given(st.lists(records() | st.tuples(st.sampled_from(["session", "server", "facts"]), KEYS)))
+GONE = st.tuples(st.sampled_from(["session", "server", "facts", "token-use"]), KEYS)
+
+
+@given(st.lists(records() | GONE))
 def test_the_indexes_say_what_the_records_say(
     steps: list[Record | tuple[str, str]],
 ) -> None:

@@ -243,7 +243,10 @@ async def _parts(
     )
     placing = Placing(replica, liveness, clock, ids, limits)
     token_life = timedelta(minutes=settings.connect_session_token_duration_minutes)
-    sessions = Sessions(replica, liveness, placing, access, clock, token_life=token_life)
+    shown = timedelta(seconds=settings.delete_session_duration_seconds)
+    sessions = Sessions(
+        replica, liveness, placing, access, clock, token_life=token_life, shown=shown
+    )
     convergence = Convergence(
         replica,
         clock,
@@ -253,7 +256,7 @@ async def _parts(
     )
     links = Links(convergence, grace_seconds=settings.agent_heartbeat_seconds)
     retention = Retention(
-        timedelta(seconds=settings.delete_session_duration_seconds),
+        shown,
         settings.seconds_before_deleting_unreachable_dcv_server,
         max(token_life, oauth.TOKEN_LIFE),
         settings.seconds_before_deleting_sessions_unreachable_server,

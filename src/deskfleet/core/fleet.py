@@ -13,6 +13,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from datetime import datetime
+from operator import itemgetter
 from typing import TypeAlias, TypeVar, cast
 
 from deskfleet.core.candidates import Candidates
@@ -27,6 +28,7 @@ from deskfleet.core.records import (
     Revision,
     Server,
     Session,
+    TokenUse,
     Type,
 )
 from deskfleet.core.server import NO_SEATS, Seats, differ_in_load_only
@@ -37,7 +39,8 @@ Reachable: TypeAlias = Callable[[str], bool]
 """Tells whether a server can be heard now."""
 
 Place: TypeAlias = tuple[datetime, str]
-"""Where a record stands in listings: its instant of creation and its id. Never changes."""
+"""An instant of a record, and its id: by that of its creation, which never changes, it stands in
+listings."""
 
 TOGETHER = 1024
 """So many places are copied at once for who reads them one after the other."""
@@ -63,6 +66,7 @@ class Fleet:
         self._unlisted: dict[str, None] = {}
         self._waiting: Ordered[Place] = Ordered()
         self._order: dict[str, Ordered[Place]] = {"session": Ordered(), "server": Ordered()}
+        self._over: dict[str, Ordered[Place]] = {"session": Ordered(), "token-use": Ordered()}
         self.candidates.clear()
         self.views.clear()
 
@@ -141,6 +145,11 @@ class Fleet:
     def servers_tagged(self, key: str, value: str) -> AbstractSet[str]:
         return self._tagged.get((key, value), _NONE).keys()
 
+    def ended(self, kind: type[Session | TokenUse], until: datetime) -> list[str]:
+        """Return what has ended, or expires, at an instant or before, the earliest first."""
+        order = self._over[KIND_OF[kind]].values()
+        return [id for _, id in order[: bisect_right(order, until, key=itemgetter(0))]]
+
     def waiting(self) -> list[Session]:
         """Return the sessions that wait for a place, oldest first."""
         return [self._session(id) for _, id in self._waiting.values()]
@@ -179,10 +188,13 @@ class Fleet:
             self._reindex_facts(id, cast(Facts | None, old), cast(Facts | None, new))
         elif isinstance(either, Link):
             self._reindex_link(id, cast(Link | None, new))
+        elif isinstance(either, TokenUse):
+            self._reorder(self._over["token-use"], _end(old), _end(new))
 
     def _reindex_session(self, old: Session | None, new: Session | None) -> None:
         self._reorder(self._order["session"], _place(old), _place(new))
         self._reorder(self._waiting, _waiting_place(old), _waiting_place(new))
+        self._reorder(self._over["session"], _end(old), _end(new))
         if old is None or new is None or old.request.owner != new.request.owner:
             if old is not None:
                 _forget(self._of_owner, old.request.owner, old.id)
@@ -271,6 +283,15 @@ def _waiting_place(session: Session | None) -> Place | None:
     if session is None or session.server_id is not None or session.ended_at is not None:
         return None
     return place_of(session)
+
+
+def _end(record: Record | None) -> Place | None:
+    """Return where a record stands among those that end."""
+    if isinstance(record, TokenUse):
+        return record.expires_at, record.id
+    if isinstance(record, Session) and record.ended_at is not None:
+        return record.ended_at, record.id
+    return None
 
 
 def _seat(session: Session | None) -> tuple[str, Type, str] | None:

@@ -15,7 +15,7 @@ is unique there only (`console`), and may be used again for the next one.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
 import msgspec
@@ -24,6 +24,8 @@ from deskfleet.core.records import Intent, Phase, Report, Session, SessionReques
 from deskfleet.errors import Conflict
 
 replace = msgspec.structs.replace
+
+LATEST = datetime.max.replace(tzinfo=UTC)
 
 
 class Stage(StrEnum):
@@ -178,6 +180,18 @@ def settle(session: Session, report: Report, at: datetime, *, retries: int) -> S
     if session.request.disable_retry or len(session.tried) >= retries:
         return end(session, at, report.reason)
     return release(session, at, report.reason or "the start failed")
+
+
+def ended_until(now: datetime, shown: timedelta) -> datetime:
+    """Return until when sessions have ended that nobody is shown any more.
+
+    Where they are not shown at all, no broker's clock has a say in it.
+    """
+    return now - shown if shown else LATEST
+
+
+def is_over(session: Session, until: datetime) -> bool:
+    return session.ended_at is not None and session.ended_at <= until
 
 
 def seen(session: Session, report: Report | None, *, reachable: bool) -> Seen:

@@ -12,7 +12,6 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from itertools import islice
 
 from deskfleet.broker.service.liveness import Liveness
 from deskfleet.broker.service.placing import Placing
@@ -31,7 +30,7 @@ from deskfleet.core.records import (
     SigningKey,
     TokenUse,
 )
-from deskfleet.core.session import end, replace
+from deskfleet.core.session import end, ended_until, replace
 from deskfleet.errors import Unavailable
 from deskfleet.ports import Clock
 
@@ -113,7 +112,8 @@ class Housekeeping:
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
             with contextlib.suppress(Unavailable):
-                await self._replica.decide(self._decide_sweep)
+                while await self._replica.decide(self._decide_sweep):
+                    pass
                 await self._replica.compact(KEPT_TOMBSTONES)
             if self._fleet.count_waiting():
                 self._placing.look_again()
@@ -125,34 +125,29 @@ class Housekeeping:
         beaten = Broker(id=mine.id, url=mine.url, beat=mine.beat + 1)
         return None, (Put(beaten, self._fleet.revision_of(Broker, mine.id)),)
 
-    def _decide_sweep(self) -> tuple[None, ChangeSet]:
+    def _decide_sweep(self) -> tuple[bool, ChangeSet]:
+        """Decide what to forget; say whether there was too much for once."""
+        fleet, now = self._fleet, self._clock.now()
         changes: list[Change] = [
-            Drop("broker", broker.id, self._fleet.revision_of(Broker, broker.id))
+            Drop("broker", broker.id, fleet.revision_of(Broker, broker.id))
             for broker in self._liveness.dead(for_seconds=DEAD_BROKER_SECONDS)
         ]
-        horizon = self._clock.now() - self._retention.ended_sessions
-        old = (
-            session
-            for session in self._fleet.each(Session)
-            if session.ended_at is not None and session.ended_at <= horizon
-        )
-        for session in islice(old, SWEEP_BATCH):
-            changes.append(
-                Drop("session", session.id, self._fleet.revision_of(Session, session.id))
-            )
-            reported = self._fleet.revision_of(Report, session.id)
+        ended = fleet.ended(Session, ended_until(now, self._retention.ended_sessions))
+        for id in ended[:SWEEP_BATCH]:
+            changes.append(Drop("session", id, fleet.revision_of(Session, id)))
+            reported = fleet.revision_of(Report, id)
             if reported:
-                changes.append(Drop("report", session.id, reported))
+                changes.append(Drop("report", id, reported))
         changes += self._sweep_silent()
         changes += [
-            Drop("signing-key", key.id, self._fleet.revision_of(SigningKey, key.id))
-            for key in outlived(self._fleet, self._clock.now(), self._retention.tokens)
+            Drop("signing-key", key.id, fleet.revision_of(SigningKey, key.id))
+            for key in outlived(fleet, now, self._retention.tokens)
         ]
+        uses = spent(fleet, now)
         changes += [
-            Drop("token-use", one.id, self._fleet.revision_of(TokenUse, one.id))
-            for one in islice(spent(self._fleet, self._clock.now()), SWEEP_BATCH)
+            Drop("token-use", id, fleet.revision_of(TokenUse, id)) for id in uses[:SWEEP_BATCH]
         ]
-        return None, tuple(changes)
+        return max(len(ended), len(uses)) > SWEEP_BATCH, tuple(changes)
 
     def _sweep_silent(self) -> list[Change]:
         """Return what silence brings about: for sessions first, then for their servers."""

@@ -2,15 +2,17 @@
 
 Each function answers for one request as a whole; the parts of a batch fail alone, with a reason.
 What is decided is committed before the answer; nothing here waits for a server. Where `mine` names
-an owner, only their sessions are there; those of others look like sessions that don't exist.
+an owner, only their sessions are there; those of others look like sessions that don't exist, and so
+does what has ended long ago and is still to be swept away.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 from deskfleet.broker.service.access import Access, Audience
@@ -69,7 +71,9 @@ class Sessions:
         clock: Clock,
         *,
         token_life: timedelta,
+        shown: timedelta,
     ) -> None:
+        """`shown` is for how long sessions are there for clients after their end."""
         self._replica = replica
         self._fleet = replica.fleet
         self._liveness = liveness
@@ -77,6 +81,7 @@ class Sessions:
         self._access = access
         self._clock = clock
         self._token_life = token_life
+        self._shown = shown
 
     async def create(
         self, requests: Sequence[SessionRequest], *, mine: str | None = None
@@ -120,12 +125,15 @@ class Sessions:
 
         The caller has caught up, and lets nothing happen until it has taken what it wants.
         """
+        until = self._ended_until()
         if not ids and not owners and not tags:
-            return self._fleet.places(Session, after)
+            places, over = self._fleet.places(Session, after), self._fleet.ended(Session, until)
+            return _without(places, frozenset(over)) if over else places
         return (
             place_of(session)
             for session in self._candidates(ids, owners, after)
-            if all(session.request.owner == owner for owner in owners)
+            if not rules.is_over(session, until)
+            and all(session.request.owner == owner for owner in owners)
             and all(self._has_tag(session, key, value) for key, value in tags)
         )
 
@@ -252,13 +260,21 @@ class Sessions:
     def find(self, session_id: str, mine: str | None) -> Session | None:
         """Return a session of the fleet as caught up, None where it isn't there for the caller."""
         session = self._fleet.session(session_id)
-        is_hidden = session is None or (mine is not None and session.request.owner != mine)
-        return None if is_hidden else session
+        if session is None or rules.is_over(session, self._ended_until()):
+            return None
+        return None if mine is not None and session.request.owner != mine else session
+
+    def _ended_until(self) -> datetime:
+        return rules.ended_until(self._clock.now(), self._shown)
 
     def _owned(self, session_id: str, owner: str, mine: str | None) -> Session | None:
         # A foreign session looks like one that doesn't exist.
         session = self.find(session_id, mine)
         return session if session is not None and session.request.owner == owner else None
+
+
+def _without(places: Iterator[Place], ids: AbstractSet[str]) -> Iterator[Place]:
+    return (place for place in places if place[1] not in ids)
 
 
 def _check_platform(request: SessionRequest) -> Refusal | None:

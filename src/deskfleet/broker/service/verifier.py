@@ -8,7 +8,7 @@ ends with those of the client that it was given to; one that names no client has
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -71,6 +71,6 @@ class Verifier:
         return client is not None and client.active and client.token_era == claims.get("era")
 
 
-def spent(fleet: Fleet, now: datetime) -> Iterator[TokenUse]:
-    """Yield what is remembered of tokens that have expired by every broker's clock."""
-    return (one for one in fleet.each(TokenUse) if now > one.expires_at + MARGIN)
+def spent(fleet: Fleet, now: datetime) -> list[str]:
+    """Return the tokens of which something is remembered, expired by every broker's clock."""
+    return fleet.ended(TokenUse, now - MARGIN - datetime.resolution)
