@@ -159,6 +159,18 @@ class TestWhatDeletingDoes:
         answer = api.call("deleteSessions", [{"SessionId": session, "Owner": owner}])
         assert answer["UnsuccessfulList"] == [{"SessionId": session, "FailureReason": NO_SUCH}]
 
+    def test_by_force_a_deleted_session_is_removed(
+        self, api: Api, owner: str, session: str
+    ) -> None:
+        api.delete(session, owner)
+        api.wait(session, "DELETED")
+        item = {"SessionId": session, "Owner": owner, "Force": True}
+        answer = api.call("deleteSessions", [item])
+        assert answer["SuccessfulList"] == [{"SessionId": session, "State": "DELETING"}]
+        assert api.describe(session) is None
+        answer = api.call("deleteSessions", [item])
+        assert answer["UnsuccessfulList"] == [{"SessionId": session, "FailureReason": NO_SUCH}]
+
     def test_a_session_that_waits_for_a_place_is_deleted_at_once(
         self, api: Api, owner: str
     ) -> None:

@@ -463,6 +463,25 @@ class TestDeleting:
 
         run(scenario)
 
+    def test_by_force_one_that_has_ended_is_not_listed_any_more(self) -> None:
+        async def scenario(house: TestHouse) -> None:
+            ended = a_session("s1", server="n1", ended_at=NOON)
+            await house.write(ended, a_report(ended, phase=Phase.ENDED), a_session("s2"))
+            by_force = Deletion("s1", "alice", force=True)
+            asked = [Deletion("s1", "alice"), by_force, by_force, Deletion("s2", "alice"), by_force]
+            done = State.DELETING
+            assert await house.sessions.delete(asked) == [GONE, done, done, done, done]
+            assert [one.id for one in stored(house.store, Session) if isinstance(one, Session)] == [
+                "s2"
+            ]
+            assert stored(house.store, Report) == []
+            # The other one waited, so that it has ended, too.
+            again = [Deletion("s2", "alice"), Deletion("s2", "alice", force=True), by_force]
+            assert await house.sessions.delete(again) == [GONE, done, GONE]
+            assert stored(house.store, Session) == []
+
+        run(scenario)
+
     def test_a_report_of_before_does_not_undo_a_delete(self) -> None:
         async def scenario(house: TestHouse) -> None:
             agent = await PlayedAgent(house, "n1").connect()

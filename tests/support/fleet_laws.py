@@ -267,7 +267,8 @@ class Auditor:
         session = self.truth.session(id)
         ended = session is not None and session.ended_at is not None
         self._must(ended or id in self.force_wanted, f"{id} is dropped and nobody asked")
-        (self.purged if ended else self.forced).add(id)
+        # Who forces a session out may see it again, also where it was called ended.
+        (self.forced if id in self.force_wanted else self.purged).add(id)
         self._state.pop(id, None)
         self._ran.pop(id, None)
 

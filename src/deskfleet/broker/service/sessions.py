@@ -165,17 +165,18 @@ class Sessions:
         answers: list[Refusal | State] = []
         for deletion in deletions:
             session = self._owned(deletion.session_id, deletion.owner, mine)
-            if session is None or rules.stage(session) is Stage.ENDED:
+            if session is not None and deletion.force:
+                # Also one that has ended: it shall not be listed any more.
+                changes[session.id] = self._forget(session)
+            elif session is None or rules.stage(session) is Stage.ENDED:
                 answers.append(Refusal(NO_SUCH_SESSION))
                 continue
-            answers.append(State.DELETING)
-            if deletion.force:
-                changes[session.id] = self._forget(session)
             elif session.id not in changes:
                 deleted = rules.delete(session, self._clock.now())
                 if deleted is not session:
                     expect = self._fleet.revision_of(Session, session.id)
                     changes[session.id] = (Put(deleted, expect),)
+            answers.append(State.DELETING)
         return answers, tuple(change for group in changes.values() for change in group)
 
     def _forget(self, session: Session) -> tuple[Change, ...]:
