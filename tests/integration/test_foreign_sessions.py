@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from deskfleet.broker.service.observing import take_observed
 from deskfleet.broker.service.sessions import NO_SUCH_SESSION, Deletion
 from deskfleet.core.placement import Refusal
 from deskfleet.core.records import Intent, Phase, Report, Session, Type
 from deskfleet.core.session import State, replace
 from deskfleet.errors import Conflict
 from deskfleet.wire.messages import Desired, Observed
-from support.builders import a_request
+from support.builders import NOON, a_request
 from support.house import PlayedAgent, TestHouse, run, running, state, stored
 
 CONSOLE = "console"
@@ -72,6 +73,25 @@ def test_two_servers_may_use_the_same_id() -> None:
         await deleted(house, two, other)
         assert await state(house, CONSOLE) is State.READY
         assert stops(one) == 0
+
+    run(scenario)
+
+
+def test_a_server_may_name_another_as_we_would() -> None:
+    async def scenario(house: TestHouse) -> None:
+        await found(house, "n1")
+        two = PlayedAgent(house, "n2")
+        begin(two)
+        lookalike = two.observed[CONSOLE]
+        report = replace(lookalike.report, id=f"{CONSOLE}@n2")
+        two.observed[f"{CONSOLE}@n2"] = replace(lookalike, report=report)
+        observed = tuple(two.observed.values())
+        changes = take_observed(house.replica.fleet, "n2", observed, NOON, retries=2)
+        assert len({one.key for one in changes}) == len(changes) == 2
+        await two.connect()
+        kept = stored(house.store, Session)
+        assert {one.id for one in kept} == {CONSOLE, f"{CONSOLE}@n2"}
+        assert (await house.session(f"{CONSOLE}@n2")).local_id == CONSOLE
 
     run(scenario)
 

@@ -115,12 +115,14 @@ def take_observed(
     taken: set[str] = set()
     adopted = 0
     for one in observed:
-        if one.report.id in taken:
+        id = kept_id(fleet, server_id, one.report)
+        # Two names may be kept under one id: that of the first is its.
+        if id in taken:
             continue
-        taken.add(one.report.id)
+        taken.add(id)
         report = replace(
             one.report,
-            id=kept_id(fleet, server_id, one.report),
+            id=id,
             server_id=server_id,
             last_disconnection_at=_instant(one.report.last_disconnection_at),
         )
