@@ -36,6 +36,7 @@ from deskfleet.errors import (
     Unauthenticated,
 )
 from deskfleet.system import SystemIds
+from fuzz.agent_messages import agent_messages
 from support.builders import NOON, FakeClock, FastSigner, some_facts
 from support.fuzzing import Target
 from support.house import signing_key
@@ -280,5 +281,12 @@ def request_bodies() -> Target[bytes]:
 
 TARGETS: dict[str, Callable[[], Target[Any]]] = {
     one.__name__: one
-    for one in (requirements_parser, permissions_parser, next_token, tokens, request_bodies)
+    for one in (
+        requirements_parser,
+        permissions_parser,
+        next_token,
+        tokens,
+        request_bodies,
+        agent_messages,
+    )
 }

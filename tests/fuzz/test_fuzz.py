@@ -28,6 +28,7 @@ TARGETS = (
     "next_token",
     "tokens",
     "request_bodies",
+    "agent_messages",
 )
 
 pytestmark = [

@@ -256,6 +256,19 @@ class TestStarting:
 
         run(tmp_path, scenario)
 
+    def test_a_reason_that_is_too_long_to_be_told_is_cut(self, tmp_path: Path) -> None:
+        async def scenario(stage: Stage) -> None:
+            stage.driver.fails = [StartFailed("no X here. " * 1_000)]
+            stage.want(wish())
+            await stage.until(lambda: stage.phase() is Phase.FAILED)
+            report = stage.report()
+            assert report is not None
+            told = Observation(epoch=1, serial=1, observed=stage.loop.observed())
+            assert decode_from_agent(encode(told)) == told
+            assert (report.reason or "").startswith("no X here. no X")
+
+        run(tmp_path, scenario)
+
     def test_a_failed_one_is_forgotten_when_it_is_not_named_any_more(self, tmp_path: Path) -> None:
         async def scenario(stage: Stage) -> None:
             stage.driver.fails = [StartFailed("no X here")]

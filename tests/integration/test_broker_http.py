@@ -31,6 +31,7 @@ from deskfleet import listener
 from deskfleet.agent.broker_door import BrokerDoor
 from deskfleet.broker.service.access import Audience
 from deskfleet.broker.stores.memory import MemoryStore
+from deskfleet.broker.web import throttle
 from deskfleet.broker.web.limits import MAX_BODY_BYTES
 from deskfleet.core.change import Stored, Tombstone
 from deskfleet.core.records import AgentClient, Endpoint, Revision, SigningKey
@@ -40,6 +41,7 @@ from deskfleet.system import SystemClock
 from deskfleet.wire.messages import (
     VERSION,
     Desired,
+    FactsChanged,
     Heartbeat,
     Hello,
     Observation,
@@ -584,6 +586,8 @@ class TestBatches:
             ({**good, "Owner": "-rf"}, "must not begin with"),
             ({**good, "Owner": "x" * 257}, "longer than 256 characters"),
             ({**good, "MaxConcurrentClients": 0}, "at least 1"),
+            ({**good, "InitFile": "x" * 4097}, "InitFile is longer than 4096"),
+            ({**good, "StorageRoot": "x" * 4097}, "StorageRoot is longer than 4096"),
             ({**good, "AutorunFileArguments": ["x"] * 51}, "more than 50"),
             ({**good, "AutorunFileArguments": ["x" * 151]}, "more than 150"),
             ({**good, "AutorunFileArguments": ["a\nb"]}, "AutorunFileArguments contains a control"),
@@ -921,6 +925,11 @@ class Link:
         return self._runner.run(received())
 
 
+def is_ill(broker: RunningBroker, server_id: str) -> bool:
+    facts = broker.house.replica.fleet.facts(server_id)
+    return facts is not None and facts.unhealthy is not None
+
+
 class TestAgentLinks:
     @pytest.fixture
     def server_id(self, broker: RunningBroker) -> Iterator[str]:
@@ -936,6 +945,13 @@ class TestAgentLinks:
 
     def dial(self, broker: RunningBroker, headers: dict[str, str]) -> Link:
         return Link(broker, f"wss://localhost:{broker.doors.agent_port}/agent/link", headers)
+
+    def is_let_in(self, broker: RunningBroker, server_id: str) -> bool:
+        try:
+            self.link(broker, server_id).__exit__()
+        except InvalidStatus as refusal:
+            return refusal.response.status_code != 403
+        return True
 
     def greet(self, link: Link, version: int = VERSION) -> object:
         hello = Hello(version=version, facts=some_facts("anything"), observed=())
@@ -1010,6 +1026,28 @@ class TestAgentLinks:
                 link.send(" " * (listener.MAX_WEBSOCKET_BYTES + 1))
             assert self.is_ended(link)
         until(lambda: "link.cut" in broker.log.events())
+
+    def test_who_says_too_much_is_listened_to_slowly_and_to_the_end(
+        self, broker: RunningBroker, server_id: str
+    ) -> None:
+        with self.link(broker, server_id) as link:
+            welcome = self.greet(link)
+            assert isinstance(welcome, Welcome)
+            beat = encode(Heartbeat(epoch=welcome.epoch)).decode()
+            ill = FactsChanged(epoch=welcome.epoch, facts=some_facts(unhealthy="no X"))
+            began = time.monotonic()
+            for _ in range(throttle.MESSAGES_AT_ONCE + 50):
+                link.send(beat)
+            link.send(encode(ill).decode())
+            until(lambda: is_ill(broker, server_id))
+            assert time.monotonic() - began > 45 / throttle.MESSAGES_PER_SECOND
+
+    def test_who_begins_link_after_link_is_let_wait(self, broker: RunningBroker) -> None:
+        agent = broker.call(broker.house.access.register_agent(broker.statement, "n"))
+        for _ in range(throttle.LINKS_PER_MINUTE):
+            self.link(broker, agent.client_id).__exit__()
+        assert [self.is_let_in(broker, agent.client_id) for _ in range(50)].count(False) > 0
+        is_well(broker)
 
     def test_what_an_old_epoch_says_is_passed_over(
         self, broker: RunningBroker, server_id: str

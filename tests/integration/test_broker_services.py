@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -11,11 +12,12 @@ from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from deskfleet.broker.service import housekeeping
 from deskfleet.broker.service.access import Audience
 from deskfleet.broker.service.replica import Replica
-from deskfleet.broker.service.screenshots import NO_SUCH_SESSION, Wish
+from deskfleet.broker.service.screenshots import NO_PICTURE, NO_SUCH_SESSION, Wish
 from deskfleet.broker.service.servers import NOT_FOUND, Closing, Code
 from deskfleet.broker.service.sessions import NO_SUCH_SESSION as NO_SUCH_SESSION_TO_DELETE
 from deskfleet.broker.service.sessions import Deletion, PermissionsUpdate
@@ -1293,8 +1295,14 @@ class TestLinks:
         run(scenario)
 
 
+def a_png(width: int, height: int) -> bytes:
+    content = io.BytesIO()
+    Image.new("RGB", (width, height)).save(content, "png")
+    return content.getvalue()
+
+
 class TestScreenshots:
-    PICTURE = Picture(format="png", content=b"x", taken_at=NOON)
+    PICTURE = Picture(format="png", content=a_png(1, 1), taken_at=NOON)
 
     def wish(self, id: str) -> Wish:
         return Wish(session_id=id, max_width=1, max_height=1, format="png")
@@ -1327,6 +1335,12 @@ class TestScreenshots:
                 ({"pictures": (self.PICTURE,)}, (self.PICTURE,)),
                 ({"missing": True, "reason": "x"}, NO_SUCH_SESSION),
                 ({"reason": "no X"}, Refusal("no X")),
+                ({"pictures": ()}, NO_PICTURE),
+                ({"pictures": (self.PICTURE,) * 17}, NO_PICTURE),
+                ({"pictures": (self.PICTURE, replace(self.PICTURE, content=b"<svg"))}, NO_PICTURE),
+                ({"pictures": (replace(self.PICTURE, format="svg"),)}, NO_PICTURE),
+                ({"pictures": (replace(self.PICTURE, format="jpeg"),)}, NO_PICTURE),
+                ({"pictures": (replace(self.PICTURE, content=a_png(2, 1)),)}, NO_PICTURE),
             ]
             for number, (fields, shot) in enumerate(expected, start=1):
                 taking = asyncio.create_task(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from deskfleet.broker.service import observing
 from deskfleet.broker.service.observing import take_observed
 from deskfleet.broker.service.sessions import NO_SUCH_SESSION, Deletion
 from deskfleet.core.placement import Refusal
@@ -62,6 +63,70 @@ def test_one_that_begins_again_after_its_end_is_shown_and_left_alone() -> None:
     run(scenario)
 
 
+def show(agent: PlayedAgent, *ids: str, phase: Phase = Phase.RUNNING) -> None:
+    """Let sessions run on a server, and no others that nobody asked for."""
+    agent.observed = {
+        id: Observed(
+            report=Report(id=id, server_id=agent.server_id, generation=0, phase=phase),
+            running=running(id) if phase is Phase.RUNNING else None,
+        )
+        for id in ids
+    }
+
+
+def test_of_one_server_so_many_are_adopted_and_no_more(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(observing, "MOST_ADOPTED", 3)
+
+    async def scenario(house: TestHouse) -> None:
+        agent = PlayedAgent(house, "n1")
+        show(agent, "a", "b")
+        await agent.connect()
+        assert "sessions.not-adopted" not in caplog.text
+        show(agent, "a", "b", "c", "d", "e")
+        await agent.tell()
+        assert {one.id for one in stored(house.store, Session)} == {"a", "b", "c"}
+        # Others under other ids take no more room, nor do those that have ended leave some.
+        show(agent, "a", "b", "c", phase=Phase.ENDED)
+        await agent.tell()
+        show(agent, "f", "g")
+        await agent.tell()
+        assert {one.id for one in stored(house.store, Session)} == {"a", "b", "c"}
+        told = [record for record in caplog.records if record.message == "sessions.not-adopted"]
+        assert [(one.server_id, one.sessions) for one in told] == [("n1", 2)]  # type: ignore[attr-defined]
+        # One that begins again under its id takes the place of the one before.
+        show(agent, "a")
+        await agent.tell()
+        assert await state(house, "a") is State.READY
+        other = PlayedAgent(house, "n2")
+        show(other, "x")
+        await other.connect()
+        assert await state(house, "x") is State.READY
+        house.clock.advance(3600)
+        await house.sweep()
+        show(agent, "a", "f", "g", "h")
+        await agent.tell()
+        ours = {one.id for one in stored(house.store, Session)} - {"x"}
+        assert ours == {"a", "f", "g"}
+
+    run(scenario)
+
+
+def test_one_that_is_too_large_is_not_adopted() -> None:
+    async def scenario(house: TestHouse) -> None:
+        agent = PlayedAgent(house, "n1")
+        for id, count in (("s1", 20), ("s2", 40)):
+            report = Report(id=id, server_id="n1", generation=1, phase=Phase.RUNNING)
+            asked = a_request(autorun_file_arguments=("x" * 4_000,) * count)
+            shown = running(id, generation=1, owner="alice")
+            agent.observed[id] = Observed(report=report, running=shown, request=asked)
+        await agent.connect()
+        assert {one.id for one in stored(house.store, Session)} == {"s1"}
+
+    run(scenario)
+
+
 def test_two_servers_may_use_the_same_id() -> None:
     async def scenario(house: TestHouse) -> None:
         one, two = await found(house, "n1"), await found(house, "n2")
@@ -86,7 +151,7 @@ def test_a_server_may_name_another_as_we_would() -> None:
         report = replace(lookalike.report, id=f"{CONSOLE}@n2")
         two.observed[f"{CONSOLE}@n2"] = replace(lookalike, report=report)
         observed = tuple(two.observed.values())
-        changes = take_observed(house.replica.fleet, "n2", observed, NOON, retries=2)
+        changes = take_observed(house.replica.fleet, "n2", observed, NOON, retries=2).changes
         assert len({one.key for one in changes}) == len(changes) == 2
         await two.connect()
         kept = stored(house.store, Session)

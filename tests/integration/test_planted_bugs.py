@@ -19,7 +19,7 @@ from deskfleet.agent.journal import Journal
 from deskfleet.agent.loop import FINAL, Loop
 from deskfleet.broker.service import convergence, observing
 from deskfleet.broker.service.housekeeping import Housekeeping
-from deskfleet.broker.service.observing import Fence
+from deskfleet.broker.service.observing import Fence, Taken
 from deskfleet.broker.service.replica import Replica
 from deskfleet.broker.service.sessions import Sessions
 from deskfleet.broker.stores import settlement
@@ -114,12 +114,10 @@ def _(patch: pytest.MonkeyPatch) -> None:
 def _(patch: pytest.MonkeyPatch) -> None:
     whole = observing.take_observed
 
-    def take_observed(fleet: Fleet, server_id: str, *rest: Any, **how: Any) -> list[Any]:
-        return [
-            change
-            for change in whole(fleet, server_id, *rest, **how)
-            if change.key != ("server", server_id)
-        ]
+    def take_observed(fleet: Fleet, server_id: str, *rest: Any, **how: Any) -> Taken:
+        taken = whole(fleet, server_id, *rest, **how)
+        left = [change for change in taken.changes if change.key != ("server", server_id)]
+        return taken._replace(changes=left)
 
     patch.setattr(convergence, "take_observed", take_observed)
 
@@ -291,9 +289,9 @@ def _(patch: pytest.MonkeyPatch) -> None:
 def _(patch: pytest.MonkeyPatch) -> None:
     whole = Fleet._reindex_session
 
-    def reindex(fleet: Fleet, old: Session | None, new: Session | None) -> None:
+    def reindex(fleet: Fleet, id: str, old: Session | None, new: Session | None) -> None:
         seats = old and old.server_id and fleet._seats.get(old.server_id)
-        whole(fleet, old, new)
+        whole(fleet, id, old, new)
         if old and seats and new and new.ended_at is not None and old.ended_at is None:
             seats.add(old)
 
@@ -318,8 +316,10 @@ def _(patch: pytest.MonkeyPatch) -> None:
 def _(patch: pytest.MonkeyPatch) -> None:
     whole = observing.take_observed
 
-    def take_observed(*what: Any, **how: Any) -> list[Any]:
-        return [change for change in whole(*what, **how) if not isinstance(change, Check)]
+    def take_observed(*what: Any, **how: Any) -> Taken:
+        taken = whole(*what, **how)
+        left: list[Change] = [one for one in taken.changes if not isinstance(one, Check)]
+        return taken._replace(changes=left)
 
     patch.setattr(convergence, "take_observed", take_observed)
 

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import base64
 import json
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import inspect
 
-from deskfleet.core.records import Endpoint, Gpu, Intent, Phase, Report, Type
+from deskfleet.broker.stores.codec import Codec
+from deskfleet.core import permissions
+from deskfleet.core.change import Stored
+from deskfleet.core.records import (
+    MOST_CHARACTERS,
+    Endpoint,
+    Facts,
+    Gpu,
+    Intent,
+    Phase,
+    Report,
+    Type,
+)
+from deskfleet.core.session import replace
 from deskfleet.errors import ProtocolError
 from deskfleet.ports import Picture, Running, SessionSpec
+from deskfleet.wire.bounds import bounded
 from deskfleet.wire.messages import (
     MAX_MESSAGE_BYTES,
     Desire,
@@ -146,6 +163,77 @@ def test_a_message_may_be_so_large_and_no_larger() -> None:
     assert decode_from_agent(line + b" " * (MAX_MESSAGE_BYTES - len(line))) == Heartbeat(epoch=1)
     with pytest.raises(ProtocolError, match="larger"):
         decode_from_agent(line + b" " * (MAX_MESSAGE_BYTES - len(line) + 1))
+
+
+def unlimited(info: inspect.Type, path: str = "") -> Iterator[str]:
+    """Yield the ways to all texts, lists and tables of a type that have no limit."""
+    match info:
+        case inspect.StrType(max_length=None):
+            yield path
+        case inspect.StructType(cls=kind, fields=fields):
+            for field in fields:
+                yield from unlimited(field.type, f"{path}/{kind.__name__}.{field.name}")
+        case inspect.UnionType(types=types):
+            for one in types:
+                yield from unlimited(one, path)
+        case inspect.VarTupleType(item_type=item, max_length=most):
+            yield from unlimited(item, f"{path}[]")
+            yield from () if most else (path,)
+        case inspect.DictType(key_type=key, value_type=value, max_length=most):
+            yield from (*unlimited(key, f"{path}:key"), *unlimited(value, f"{path}:value"))
+            yield from () if most else (path,)
+        case inspect.ListType() | inspect.SetType() | inspect.AnyType() | inspect.RawType():
+            yield path
+
+
+def test_no_text_list_or_table_of_an_agent_is_without_a_limit() -> None:
+    found = list(unlimited(inspect.type_info(FromAgent)))
+    assert "/Observation.observed[]/Observed.report/Report.id" in found
+    assert len(found) > 50
+    assert list(unlimited(inspect.type_info(bounded(FromAgent)))) == []
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        some_facts(hostname="x" * 1_000_000),
+        some_facts(tags={f"dcv:{number}": "x" for number in range(20_000)}),
+        some_facts(tags={"x" * 10_000: ""}),
+        some_facts(endpoints=(Endpoint(ip_address="10.0.0.7", port=1),) * 20_000),
+    ],
+    ids=["hostname", "tags", "tag", "endpoints"],
+)
+def test_facts_that_are_too_long_are_refused(facts: Facts) -> None:
+    for message in (FactsChanged(epoch=1, facts=facts), Hello(version=1, facts=facts, observed=())):
+        with pytest.raises(ProtocolError, match="length"):
+            decode_from_agent(encode(message))
+
+
+def test_so_are_ids_and_sets() -> None:
+    for observed in (
+        (OBSERVED,) * 10_001,
+        (replace(OBSERVED, report=replace(OBSERVED.report, id="x" * 257)),),
+        (Observed(report=OBSERVED.report, request=a_request(owner="x" * 10_000)),),
+    ):
+        with pytest.raises(ProtocolError, match="length"):
+            decode_from_agent(encode(Observation(epoch=1, serial=1, observed=observed)))
+
+
+def test_each_has_room_for_what_is_asked_for() -> None:
+    longest = base64.b64encode(b"\n" * permissions.MAX_BYTES).decode()
+    asked = a_request(permissions_file=longest, name="x" * 256, init_file="x" * MOST_CHARACTERS)
+    observed = (Observed(report=OBSERVED.report, request=asked),)
+    sent = Observation(epoch=1, serial=1, observed=observed)
+    assert decode_from_agent(encode(sent)) == sent
+    tags = {f"key-{number}": "x" * MOST_CHARACTERS for number in range(900)}
+    facts = FactsChanged(epoch=1, facts=some_facts(tags=tags))
+    assert decode_from_agent(encode(facts)) == facts
+
+
+def test_what_is_stored_has_no_limit() -> None:
+    session = a_session(reason="x" * 1_000_000, owner="y" * 1_000_000)
+    codec = Codec()
+    assert codec.decode("session", "s1", 2, codec.encode(session)) == Stored(2, session)
 
 
 @given(st.binary(max_size=200) | st.text(max_size=200))

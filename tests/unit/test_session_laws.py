@@ -231,7 +231,7 @@ class SessionMachine(RuleBasedStateMachine):
             running = Running(session_id=id, generation=generation, owner="ann", type=Type.VIRTUAL)
             report = Report(id=id, server_id=signed, generation=generation, phase=phase)
             observed.append(Observed(report=report, running=running if runs else None))
-        changes = take_observed(self.fleet, server_id, observed, self.now, retries=RETRIES)
+        changes = take_observed(self.fleet, server_id, observed, self.now, retries=RETRIES).changes
         self.check_own(server_id, changes)
         self.write(changes)
 

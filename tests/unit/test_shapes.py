@@ -310,6 +310,10 @@ class TestRequest:
 
     def test_the_limits_of_arguments_are_the_administrators(self) -> None:
         asked = entry(AutorunFileArguments=["x" * 151] * 51)
+        # However generous the settings are: a server has to be able to tell what it was asked.
+        longer = entry(AutorunFileArguments=("x" * 4097,))
+        refusal = bodies.to_request(longer, max_arguments=2**31, max_argument_length=2**31)
+        assert isinstance(refusal, Refusal)
         taken = bodies.to_request(asked, max_arguments=51, max_argument_length=151)
         assert isinstance(taken, records.SessionRequest)
 

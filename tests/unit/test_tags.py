@@ -26,6 +26,28 @@ def events(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.message for record in caplog.records]
 
 
+class TestLimits:
+    def test_a_value_that_is_too_long_for_the_wire_is_refused(
+        self, folder: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        (folder / "a.toml").write_text(f'long = "{"x" * 4097}"\n{"k" * 4097} = 1\nfits = "x"\n')
+        assert TagsFolder([folder]).read() == {"fits": "x"}
+        assert events(caplog) == ["tags.refused"] * 2
+
+    def test_of_too_many_the_first_are_told_and_the_log_says_so_once(
+        self, folder: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        for name in "ab":
+            lines = (f"{name}{number} = 1\n" for number in range(500))
+            (folder / f"{name}.toml").write_text("".join(lines))
+        tags = TagsFolder([folder])
+        for _ in range(2):
+            told = tags.read()
+            assert len(told) == 900
+            assert {"a0", "a499", "b0", "b399"} <= set(told)
+        assert events(caplog) == ["tags.too-many"]
+
+
 class TestReading:
     def test_later_files_and_folders_win(self, folder: Path, tmp_path: Path) -> None:
         (folder / "20.toml").write_text('color = "blue"\nsize = "big"\n')

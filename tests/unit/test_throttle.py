@@ -7,8 +7,28 @@ from typing import Any
 
 import pytest
 
-from deskfleet.broker.web.throttle import Buckets, Limits, Throttle, too_many
+from deskfleet.broker.web.throttle import Buckets, Limits, Pace, Throttle, too_many
 from support.builders import FakeClock
+
+
+class TestPace:
+    def test_a_burst_is_free_and_then_so_many_a_second_are_read(self) -> None:
+        clock = FakeClock()
+        pace = Pace(clock.monotonic)
+        began = clock.monotonic()
+        for number in range(1_000):
+            wait = pace.take(100)
+            assert wait == pytest.approx(0.02 if number >= 200 else 0.0)
+            clock.advance(wait)
+        assert clock.monotonic() - began == pytest.approx(800 / 50)
+        clock.advance(60)
+        assert [pace.take(100) for _ in range(200)] == [0.0] * 200
+
+    def test_a_long_message_counts_for_several(self) -> None:
+        clock = FakeClock()
+        pace = Pace(clock.monotonic)
+        waits = [pace.take(4 * 1024 * 1024) for _ in range(4)]
+        assert waits == pytest.approx([0.0, 0.0, 0.0, (4 * 65 - 200) / 50])
 
 
 def let_through(buckets: Buckets[str], key: str, tries: int) -> int:

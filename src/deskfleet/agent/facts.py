@@ -30,6 +30,7 @@ from deskfleet.core.platforms import WINDOWS
 from deskfleet.core.records import Aws, Cpu, Endpoint, Facts, Gpu, Host, Os, Type
 from deskfleet.machine import here
 from deskfleet.ports import Clock, Door, Service
+from deskfleet.wire.bounds import cut
 
 KEPT_SECONDS = 600.0
 
@@ -153,7 +154,7 @@ class FactsSource:
             types=service.types,
             max_virtual_sessions=profile.max_virtual_sessions,
             max_sessions_per_user=profile.max_sessions_per_user,
-            unhealthy=unhealthy,
+            unhealthy=None if unhealthy is None else cut(unhealthy),
             foreign_user=foreign_user(users, owners) if kept.os.family == WINDOWS else None,
         )
 

@@ -24,6 +24,7 @@ from deskfleet.agent.journal import Entry, Journal
 from deskfleet.core.records import Intent, Phase, Report, SessionRequest
 from deskfleet.errors import StartFailed, Unavailable
 from deskfleet.ports import Running, SessionDriver, SessionSpec
+from deskfleet.wire.bounds import cut
 from deskfleet.wire.messages import Desire, Observed
 
 log = logging.getLogger(__name__)
@@ -310,7 +311,7 @@ class Loop:
         self._on_change()
 
     def _note(self, id: str, spec: SessionSpec, phase: Phase, reason: str | None = None) -> None:
-        entry = Entry(spec=spec, phase=phase, reason=reason)
+        entry = Entry(spec=spec, phase=phase, reason=None if reason is None else cut(reason))
         if self._journal.entries.get(id) != entry:
             self._journal.write(id, entry)
 

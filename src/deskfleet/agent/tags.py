@@ -18,8 +18,12 @@ import stat
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
+
+from deskfleet.core.records import MOST_CHARACTERS
+from deskfleet.wire import bounds
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +31,9 @@ KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 RESERVED_PREFIX = "dcv:"
 MAX_FILE_BYTES = 64 * 1024
 """Tags travel with every report; a larger file is no tags file."""
+
+MOST_TAGS = bounds.MOST_TAGS - 100
+"""Of files: what an agent adds of its own has room beside them."""
 
 _Stamp = tuple[int, int, int, int]
 _NO_STAMP: _Stamp = (0, 0, 0, 0)
@@ -48,6 +55,7 @@ class TagsFolder:
         self._folders = tuple(folders)
         self._contents: dict[Path, _Content] = {}
         self._unlisted: set[Path] = set()
+        self._said_too_many = False
 
     def read(self) -> dict[str, str]:
         """Return what the files say now. Costs a stat per file when nothing has changed."""
@@ -58,7 +66,12 @@ class TagsFolder:
         merged: dict[str, str] = {}
         for content in contents.values():
             merged |= content.tags
-        return merged
+        if len(merged) <= MOST_TAGS:
+            return merged
+        if not self._said_too_many:
+            log.warning("tags.too-many", extra={"tags": len(merged), "kept": MOST_TAGS})
+        self._said_too_many = True
+        return dict(islice(merged.items(), MOST_TAGS))
 
     def _of_folder(self, folder: Path) -> dict[Path, _Content]:
         """Return the folder's contents in order; of one that can't be listed, the known ones."""
@@ -137,10 +150,12 @@ def _accepted(path: Path, content: dict[str, Any]) -> Iterator[tuple[str, str]]:
             reason = "a key is a letter or _, then letters, digits and _"
         elif text is None:
             reason = "a value is a text, a number or a boolean"
+        elif max(len(key), len(text)) > MOST_CHARACTERS:
+            reason = f"a key or a value has at most {MOST_CHARACTERS} characters"
         else:
             yield key, text
             continue
-        log.warning("tags.refused", extra={"path": str(path), "key": key, "reason": reason})
+        log.warning("tags.refused", extra={"path": str(path), "key": key[:64], "reason": reason})
 
 
 def _as_text(value: object) -> str | None:

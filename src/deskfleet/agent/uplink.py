@@ -25,6 +25,7 @@ from deskfleet.core.records import Facts
 from deskfleet.core.server import differ_in_load_only
 from deskfleet.errors import DeskfleetError, Missing, ProtocolError, Unavailable
 from deskfleet.ports import Clock, SessionDriver
+from deskfleet.wire.bounds import cut
 from deskfleet.wire.link import AgentLink
 from deskfleet.wire.messages import (
     MAX_SET_BYTES,
@@ -239,9 +240,9 @@ class Uplink:
                 )
             answer = Screenshot(request=wish.request, pictures=tuple(pictures))
         except Missing as error:
-            answer = Screenshot(request=wish.request, missing=True, reason=error.message)
+            answer = Screenshot(request=wish.request, missing=True, reason=cut(error.message))
         except (DeskfleetError, OSError) as error:
-            answer = Screenshot(request=wish.request, reason=str(error))
+            answer = Screenshot(request=wish.request, reason=cut(str(error)))
         try:
             await _send(socket, answer)
         except WebSocketException:

@@ -61,6 +61,7 @@ class Fleet:
         self._seats: dict[str, Seats] = {}
         self._holders: dict[str, str] = {}
         self._on_server: dict[str, dict[str, None]] = {}
+        self._of_server: dict[str, dict[str, None]] = {}
         self._of_owner: dict[str, dict[str, None]] = {}
         self._tagged: dict[tuple[str, str], dict[str, None]] = {}
         self._unlisted: dict[str, None] = {}
@@ -139,6 +140,10 @@ class Fleet:
         """Return the sessions that are placed on a server and have not ended."""
         return [self._session(id) for id in self._on_server.get(server_id, _NONE)]
 
+    def sessions_ever_on(self, server_id: str) -> Iterable[Session]:
+        """Return the sessions that are, or were at their end, on a server."""
+        return [self._session(id) for id in self._of_server.get(server_id, _NONE)]
+
     def sessions_of(self, owner: str) -> Iterable[Session]:
         return [self._session(id) for id in self._of_owner.get(owner, _NONE)]
 
@@ -181,7 +186,7 @@ class Fleet:
         """Take in that one record became another, was added, or was dropped."""
         either = new if old is None else old
         if isinstance(either, Session):
-            self._reindex_session(cast(Session | None, old), cast(Session | None, new))
+            self._reindex_session(id, cast(Session | None, old), cast(Session | None, new))
         elif isinstance(either, Server):
             self._reindex_server(id, cast(Server | None, old), cast(Server | None, new))
         elif isinstance(either, Facts):
@@ -191,15 +196,12 @@ class Fleet:
         elif isinstance(either, TokenUse):
             self._reorder(self._over["token-use"], _end(old), _end(new))
 
-    def _reindex_session(self, old: Session | None, new: Session | None) -> None:
+    def _reindex_session(self, id: str, old: Session | None, new: Session | None) -> None:
         self._reorder(self._order["session"], _place(old), _place(new))
         self._reorder(self._waiting, _waiting_place(old), _waiting_place(new))
         self._reorder(self._over["session"], _end(old), _end(new))
-        if old is None or new is None or old.request.owner != new.request.owner:
-            if old is not None:
-                _forget(self._of_owner, old.request.owner, old.id)
-            if new is not None:
-                self._of_owner.setdefault(new.request.owner, {})[new.id] = None
+        _move(self._of_owner, id, _owner(old), _owner(new))
+        _move(self._of_server, id, _server(old), _server(new))
         left, taken = _seat(old), _seat(new)
         if left == taken:
             return
@@ -285,6 +287,14 @@ def _waiting_place(session: Session | None) -> Place | None:
     return place_of(session)
 
 
+def _owner(session: Session | None) -> str | None:
+    return None if session is None else session.request.owner
+
+
+def _server(session: Session | None) -> str | None:
+    return None if session is None else session.server_id
+
+
 def _end(record: Record | None) -> Place | None:
     """Return where a record stands among those that end."""
     if isinstance(record, TokenUse):
@@ -302,6 +312,16 @@ def _seat(session: Session | None) -> tuple[str, Type, str] | None:
 
 
 K = TypeVar("K")
+
+
+def _move(index: dict[str, dict[str, None]], id: str, old: str | None, new: str | None) -> None:
+    """Take in that an id stands elsewhere in an index now, or nowhere."""
+    if old == new:
+        return
+    if old is not None:
+        _forget(index, old, id)
+    if new is not None:
+        index.setdefault(new, {})[id] = None
 
 
 def _forget(index: dict[K, dict[str, None]], key: K, id: str) -> None:

@@ -21,6 +21,9 @@ Instant: TypeAlias = Annotated[datetime, msgspec.Meta(tz=True)]
 Int32: TypeAlias = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
 Int64: TypeAlias = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 """What an agent tells is bounded by what clients can read."""
+MOST_CHARACTERS = 4096
+"""Of a text that an agent tells or a client asks for, where nothing else is said of it. Whoever
+takes it in checks that; what is stored was let in once, and has no limit any more."""
 
 
 class Type(StrEnum):

@@ -4,8 +4,8 @@ One JSON object per WebSocket text message, tagged by its `type`; instants are R
 are base64. Sets are always whole: a lost, doubled or late message is mended by the next one.
 `serial` is the fleet revision that a desired set was computed at, so it only grows.
 
-Law: a message that doesn't decode, or is larger than its limit, ends the link; unknown members
-are ignored, so that a newer peer can add some.
+Law: a message that doesn't decode, or is larger than its limits (those of what an agent says are in
+`bounds.py`), ends the link; unknown members are ignored, so that a newer peer can add some.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import msgspec
 from deskfleet.core.records import Facts, Frozen, Intent, Report, SessionRequest
 from deskfleet.errors import ProtocolError
 from deskfleet.ports import Picture, Running, SessionSpec
+from deskfleet.wire.bounds import bounded
 
 VERSION = 1
 """Of this protocol. A broker refuses a hello of another version."""
@@ -120,6 +121,7 @@ Message: TypeAlias = FromAgent | FromBroker
 T = TypeVar("T")
 
 _encoder = msgspec.json.Encoder()
+_bounds: msgspec.json.Decoder[object] = msgspec.json.Decoder(bounded(FromAgent))
 _from_agent: msgspec.json.Decoder[FromAgent] = msgspec.json.Decoder(FromAgent)
 _from_broker: msgspec.json.Decoder[FromBroker] = msgspec.json.Decoder(FromBroker)
 
@@ -129,6 +131,7 @@ def encode(message: Message) -> bytes:
 
 
 def decode_from_agent(line: bytes | str) -> FromAgent:
+    _decode(_bounds, line, MAX_MESSAGE_BYTES)
     return _decode(_from_agent, line, MAX_MESSAGE_BYTES)
 
 

@@ -84,6 +84,9 @@ class AgentSession:
         self._fleet = house.replica.fleet
         self._send = send
         self._observed: tuple[Observed, ...] = ()
+        self._turned_away = 0
+        """Sessions of the last observed set that were not adopted."""
+        self._has_told = False
         self._sent: dict[str, Desire] | None = None
         self._sent_at = house.clock.monotonic()
         self._dirty = asyncio.Event()
@@ -109,6 +112,7 @@ class AgentSession:
 
         epoch = await house.replica.decide(decision)
         self._observed = hello.observed
+        self._tell_of_turned_away()
         self._dirty.set()
         log.info("link.opened", extra={"server_id": self.server_id, "epoch": epoch})
         return self.link.welcome(epoch)
@@ -122,6 +126,7 @@ class AgentSession:
             case Observation():
                 self._observed = message.observed
                 await self._write(lambda: self._consequences(message.observed))
+                self._tell_of_turned_away()
                 # What it observed may ask for a stop that no record would bring about.
                 self._dirty.set()
             case FactsChanged():
@@ -144,13 +149,22 @@ class AgentSession:
         await self._house.replica.decide(fenced)
 
     def _consequences(self, observed: Sequence[Observed]) -> list[Change]:
-        return take_observed(
+        taken = take_observed(
             self._fleet,
             self.server_id,
             observed,
             self._house.clock.now(),
             retries=self._house.retries,
         )
+        self._turned_away = taken.turned_away
+        return taken.changes
+
+    def _tell_of_turned_away(self) -> None:
+        """Log, once for a link, that a server names more sessions than are adopted."""
+        if self._turned_away and not self._has_told:
+            self._has_told = True
+            facts = {"server_id": self.server_id, "sessions": self._turned_away}
+            log.warning("sessions.not-adopted", extra=facts)
 
     def _is_load_due(self) -> bool:
         now = self._house.clock.monotonic()
@@ -217,6 +231,10 @@ class AgentSession:
         if answer.reason is not None:
             raise Unavailable(answer.reason)
         return answer.pictures
+
+    def awaits(self, message: FromAgent) -> bool:
+        """Tell whether a message is the answer to what this broker has asked."""
+        return isinstance(message, Screenshot) and message.request in self._screenshots
 
     def end(self) -> None:
         self.link.end()

@@ -2,7 +2,8 @@
 
 Laws: only the server that a session is placed on, in the generation that it is placed with, can
 say anything of it; what it says is written under the fence of its link; a session that deskfleet
-did not create is adopted, and never stopped unless a client asks for it.
+did not create is adopted, and never stopped unless a client asks for it. But no server fills the
+store: of what it names by itself, so much is adopted and no more.
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import NamedTuple
+
+import msgspec
 
 from deskfleet.core.change import ABSENT, Change, Check, Put
 from deskfleet.core.fleet import Fleet
@@ -43,6 +47,20 @@ ALIVE = {Phase.STARTING, Phase.RUNNING}
 HAVING_RUN = {Phase.STARTING: Phase.RUNNING, Phase.FAILED: Phase.ENDED}
 """What has run is not on its way to run, nor did its start fail, whatever its server says: a
 session that was READY goes nowhere but to its end."""
+
+
+MOST_ADOPTED = 1_000
+"""Of one server, those that have ended and are still here among them."""
+MOST_ADOPTED_BYTES = 128 * 1024
+"""Of one session: what was asked for, with the longest permissions file, fits."""
+
+
+class Taken(NamedTuple):
+    """What follows from an observed set."""
+
+    changes: list[Change]
+    turned_away: int
+    """How many sessions were not adopted: they are too many, or too large."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +127,12 @@ def kept_id(fleet: Fleet, server_id: str, report: Report) -> str:
 
 def take_observed(
     fleet: Fleet, server_id: str, observed: Iterable[Observed], now: datetime, *, retries: int
-) -> list[Change]:
+) -> Taken:
     """Draw the consequences of a whole observed set."""
     changes: list[Change] = []
     taken: set[str] = set()
-    adopted = 0
+    adopted = turned_away = 0
+    room: int | None = None
     for one in observed:
         id = kept_id(fleet, server_id, one.report)
         # Two names may be kept under one id: that of the first is its.
@@ -129,6 +148,11 @@ def take_observed(
         session = fleet.session(report.id)
         if session is None or _is_succeeded(session, report, one.running):
             found = _adopt(fleet, server_id, one, report, now)
+            if found and session is None:
+                room = _room_on(fleet, server_id) if room is None else room
+                if adopted >= room or _is_too_large(found):
+                    turned_away += 1
+                    continue
             adopted += bool(found)
             changes += found
         elif is_about(report, session) and stage(session) is not Stage.ENDED:
@@ -139,7 +163,16 @@ def take_observed(
         # where it isn't listed, and the link that changes that writes this record, too.
         counted = replace(server, placements=server.placements + adopted)
         changes.append(Put(counted, fleet.revision_of(Server, server_id)))
-    return changes
+    return Taken(changes, turned_away)
+
+
+def _room_on(fleet: Fleet, server_id: str) -> int:
+    """Return how many more sessions may be adopted of a server."""
+    return MOST_ADOPTED - sum(one.adopted for one in fleet.sessions_ever_on(server_id))
+
+
+def _is_too_large(adoption: Iterable[Put]) -> bool:
+    return any(len(msgspec.json.encode(one.record)) > MOST_ADOPTED_BYTES for one in adoption)
 
 
 def _take_report(
@@ -178,9 +211,7 @@ def _is_succeeded(session: Session, report: Report, running: Running | None) -> 
     )
 
 
-def _adopt(
-    fleet: Fleet, server_id: str, one: Observed, report: Report, now: datetime
-) -> list[Change]:
+def _adopt(fleet: Fleet, server_id: str, one: Observed, report: Report, now: datetime) -> list[Put]:
     running, request = one.running, _request_of(one)
     if running is None or request is None or report.phase is not Phase.RUNNING:
         return []

@@ -1,7 +1,8 @@
 """Pictures of sessions, asked of the servers that run them.
 
 The one use case that waits for a server. A server whose link another broker holds is asked
-through that broker. Pictures pass through; nothing is stored.
+through that broker. Pictures pass through; nothing is stored, and nothing that isn't the picture
+that was asked for goes to a client.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from deskfleet.broker.service.convergence import Links
 from deskfleet.broker.service.liveness import Liveness
 from deskfleet.broker.service.replica import Replica
 from deskfleet.broker.service.sessions import Sessions
+from deskfleet.core.pictures import look
 from deskfleet.core.placement import Refusal
 from deskfleet.core.records import Broker
 from deskfleet.core.session import State
@@ -23,6 +25,11 @@ from deskfleet.ports import Picture
 
 NO_SUCH_SESSION = Refusal("Dcv session not found.")
 """Compared by clients, letter by letter."""
+
+
+NO_PICTURE = Refusal("What the session's server sent is no picture.")
+MOST_PICTURES = 16
+"""Of one session: a screen each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +87,13 @@ class Screenshots:
         agent = self._links.of(session.server_id)
         try:
             if agent is not None:
-                return await agent.take_screenshot(
+                pictures = await agent.take_screenshot(
                     wish.session_id,
                     max_width=wish.max_width,
                     max_height=wish.max_height,
                     format=wish.format,
                 )
+                return pictures if _are_asked_for(pictures, wish) else NO_PICTURE
             return await self._elsewhere(session.server_id, wish, pass_on=pass_on)
         except Missing:
             return NO_SUCH_SESSION
@@ -98,6 +106,16 @@ class Screenshots:
         if not pass_on or broker is None or not self._liveness.is_reachable(server_id):
             raise Unavailable("the session's server can't be reached")
         return await self._ask_broker(broker, wish)
+
+
+def _are_asked_for(pictures: Sequence[Picture], wish: Wish) -> bool:
+    """Tell whether pictures are what they say, no larger than was asked for, and not too many."""
+    return 0 < len(pictures) <= MOST_PICTURES and all(
+        (seen := look(picture.content)) is not None
+        and seen.format == picture.format
+        and (seen.width <= wish.max_width and seen.height <= wish.max_height)
+        for picture in pictures
+    )
 
 
 def _not_ready(state: State) -> str:

@@ -15,6 +15,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from deskfleet.broker.service.convergence import AgentSession
 from deskfleet.broker.service.house import House
 from deskfleet.broker.web.limits import MAX_FORM_BYTES, body_of
+from deskfleet.broker.web.throttle import LINKS_PER_MINUTE, Buckets, Pace
 from deskfleet.errors import (
     Forbidden,
     Invalid,
@@ -45,6 +46,7 @@ GOING_AWAY = 1001
 class Agents:
     def __init__(self, house: House) -> None:
         self._house = house
+        self._links: Buckets[str] = Buckets(LINKS_PER_MINUTE, 60.0, house.clock.monotonic)
 
     async def validate_token(self, request: Request) -> Response:
         """Answer the verifier protocol of desktop servers: form in, XML out; a no is a 200, too.
@@ -73,6 +75,8 @@ class Agents:
         """Serve one agent link from its hello to its end."""
         try:
             client = await self._house.access.agent(_bearer(socket))
+            if self._links.take(client.id):
+                raise Unavailable("this agent begins too many links")
         except (Unauthenticated, Unavailable, StoreFailed):
             # Before a link is accepted, a close of any code is the answer 403.
             await socket.close(POLICY_VIOLATION)
@@ -121,6 +125,7 @@ class Agents:
 
     async def _hear(self, socket: WebSocket, agent: AgentSession) -> None:
         silence, clock = agent.link.heartbeat_seconds, self._house.clock
+        pace = Pace(clock.monotonic)
         while True:
             asked = clock.monotonic()
             try:
@@ -133,9 +138,13 @@ class Agents:
                 if agent.link.is_silent(now) and not overslept:
                     raise ProtocolError("the agent is silent") from None
                 continue
-            message = agent.link.receive(decode_from_agent(text), self._house.clock.monotonic())
+            heard = decode_from_agent(text)
+            wait = 0.0 if agent.awaits(heard) else pace.take(len(text))
+            message = agent.link.receive(heard, clock.monotonic())
             if message is not None:
                 await agent.hear(message)
+            if wait:
+                await asyncio.sleep(wait)
 
 
 async def _asked(request: Request) -> dict[str, str]:

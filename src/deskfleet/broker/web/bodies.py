@@ -25,8 +25,9 @@ from deskfleet.broker.web.shapes import (
     UpdateSessionPermissionsRequestData,
 )
 from deskfleet.core.placement import Refusal
-from deskfleet.core.records import SessionRequest, Type
+from deskfleet.core.records import MOST_CHARACTERS, SessionRequest, Type
 from deskfleet.errors import Invalid
+from deskfleet.wire.bounds import MOST_ENTRIES
 
 T = TypeVar("T")
 
@@ -171,6 +172,8 @@ def _unfit_files(item: CreateSessionRequestData) -> str | None:
         ("AutorunFile", item.autorun_file),
         ("StorageRoot", item.storage_root),
     ):
+        if value and len(value) > MOST_CHARACTERS:
+            return f"{member} is longer than {MOST_CHARACTERS} characters."
         if value and _CONTROL.search(value):
             return f"{member} contains a control character."
     return None
@@ -184,6 +187,8 @@ def _unfit_number(item: CreateSessionRequestData) -> str | None:
 
 
 def _unfit_arguments(arguments: tuple[str, ...], max_arguments: int, max_length: int) -> str | None:
+    # What is granted here has to go over the wire, whatever the settings say.
+    max_arguments, max_length = min(max_arguments, MOST_ENTRIES), min(max_length, MOST_CHARACTERS)
     if len(arguments) > max_arguments:
         return f"AutorunFileArguments holds more than {max_arguments} arguments."
     for argument in arguments:

@@ -1,4 +1,5 @@
-"""How often callers may call, and how often the token doors let somebody guess.
+"""How often callers may call, how often the token doors let somebody guess, and how fast agents are
+listened to.
 
 Owns token buckets with bounded memory: each key costs one number, all that is asked of a bucket
 is O(1), and what a bucket forgets is what had no effect any more; only a flood of distinct keys
@@ -30,6 +31,12 @@ REFUSED_LOGINS_PER_MINUTE = 5
 ENROLMENTS_PER_MINUTE = 600
 """Of one address, refused ones among them: racks of servers stand behind one."""
 SAID_EVERY_SECONDS = 10.0
+LINKS_PER_MINUTE = 120
+"""Of one agent: more than even one that is bounced from broker to broker begins."""
+MESSAGES_PER_SECOND = 50
+"""Of one agent: several times what the busiest server has to say."""
+MESSAGES_AT_ONCE = 200
+CHARACTERS_A_MESSAGE = 64 * 1024
 
 K = TypeVar("K")
 
@@ -82,6 +89,26 @@ class Buckets(Generic[K]):
             self._old, self._young = self._young, {}
             self._turn = now + self._seconds
         return self._old.get(key, now)
+
+
+class Pace:
+    """How fast one agent is listened to: a burst at once, and then so many messages a second.
+
+    A long message counts for several. Who is too fast is kept waiting, and nothing is lost: what
+    isn't read stays with the sender, and an agent says in one message what has changed meanwhile.
+    """
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self._full = now()
+        """When all that was taken will have been given back."""
+
+    def take(self, length: int) -> float:
+        """Count a message of so many characters; return for how many seconds no other is read."""
+        now = self._now()
+        weight = 1 + length // CHARACTERS_A_MESSAGE
+        self._full = max(self._full, now) + weight / MESSAGES_PER_SECOND
+        return max(0.0, self._full - now - MESSAGES_AT_ONCE / MESSAGES_PER_SECOND)
 
 
 @dataclass(frozen=True, slots=True)
