@@ -19,7 +19,7 @@ import httpx
 import pytest
 
 from deskfleet.broker import main as broker_main
-from deskfleet.broker.main import open_tls
+from deskfleet.broker.main import own_pair
 from deskfleet.broker.service.access import Access
 from deskfleet.broker.service.clients import Clients
 from deskfleet.cli.broker import COMMANDS
@@ -397,7 +397,7 @@ class TestWhereThereIsNoFleet:
 
     def test_the_first_start_of_a_broker_may_be_under_way(self, tmp_path: Path) -> None:
         """Installers start it and register the first client in the next line."""
-        open_tls(tmp_path, "broker")
+        own_pair(tmp_path)
         (tmp_path / ".fleet.db.1.draft").touch()
         assert broker_command(tmp_path, "register-api-client", "-cn", "x").code == 0
         (tmp_path / "keys" / "store.key").unlink()

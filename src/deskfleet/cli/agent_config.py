@@ -11,7 +11,6 @@ from typing import Any
 
 from deskfleet.agent import identity
 from deskfleet.agent.main import DRIVERS, build_driver, read_statement
-from deskfleet.tls import client_context
 from deskfleet.cli.agent_program import LOG_FILE
 from deskfleet.cli.config_report import (
     Attempt,
@@ -25,6 +24,7 @@ from deskfleet.listener import bind
 from deskfleet.logfile import why_unusable
 from deskfleet.ports import ServesClients
 from deskfleet.settings import AgentSettings
+from deskfleet.tls import client_context
 
 
 def explain(file: File, output: Output) -> None:
