@@ -450,7 +450,7 @@ def test_a_url_that_cannot_serve_is_refused(url: str, reason: str) -> None:
     assert "hunter2" not in caught.value.message
 
 
-MOUNTS = """\
+MOUNTS = b"""\
 22 27 0:21 / /proc rw,relatime - proc proc rw
 27 1 254:0 / / rw,relatime - ext4 /dev/vda rw,discard
 40 27 0:30 / /srv rw shared:1 - nfs4 files:/export rw
@@ -458,6 +458,7 @@ MOUNTS = """\
 42 27 0:32 / /mnt/with\\040space rw master:2 propagate_from:1 - fuse.sshfs host: rw
 43 27 0:33 / /over rw - ext4 /dev/vdc rw
 44 27 0:34 / /over rw - cifs //host/share rw
+45 27 0:35 / /mnt/\xc3\xbc\x0c\xff\\134x rw - fuse.sshfs host: rw
 """
 
 
@@ -472,6 +473,7 @@ MOUNTS = """\
         ("/srvx", "ext4"),
         ("/mnt/with space/a", "fuse.sshfs"),
         ("/over", "cifs"),
+        (os.fsdecode(b"/mnt/\xc3\xbc\x0c\xff\\x/a"), "fuse.sshfs"),
     ],
 )
 def test_the_file_system_of_a_folder(folder: str, expected: str) -> None:
@@ -479,7 +481,7 @@ def test_the_file_system_of_a_folder(folder: str, expected: str) -> None:
 
 
 def test_a_network_file_system_is_refused_by_name(tmp_path: Path) -> None:
-    mounts = f"{MOUNTS}50 27 0:40 / {tmp_path} rw - nfs4 files:/export rw\n"
+    mounts = MOUNTS + f"50 27 0:40 / {tmp_path} rw - nfs4 files:/export rw\n".encode()
     with pytest.raises(SetupFailed, match=r"network file system \(nfs4\)"):
         local_file.check_folder(tmp_path / "store.db", mounts)
     local_file.check_folder(tmp_path / "store.db", MOUNTS)

@@ -56,7 +56,7 @@ def test_a_cookie_file_names_every_host_and_this_one() -> None:
     assert content == b"\xff\xff\0\0\0\x017" + cookie + b"\x01\0\0\x04host\0\x017" + cookie
 
 
-MOUNTS = """\
+MOUNTS = b"""\
 25 30 0:23 / /sys rw,nosuid - sysfs sysfs rw
 31 25 0:27 / /sys/fs/cgroup/unified rw,relatime shared:4 - cgroup2 cgroup2 rw
 """
@@ -72,7 +72,7 @@ MOUNTS = """\
 )
 def test_the_own_control_group_is_found(membership: str, group: str | None) -> None:
     assert own_group(MOUNTS, membership) == (Path(group) if group else None)
-    assert own_group("", membership) is None
+    assert own_group(b"", membership) is None
 
 
 def test_a_process_is_its_pid_and_its_start() -> None:

@@ -6,31 +6,31 @@ Used where the agent may make groups below its own (as root, mostly) and the ker
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
+
+from deskfleet.machine.mounts import mounted_here, mounts
 
 _UNIFIED = "cgroup2"
 
 
-def own_group(mountinfo: str, membership: str) -> Path | None:
+def own_group(mountinfo: bytes, membership: str) -> Path | None:
     """Return the folder of this process's group in the unified hierarchy, None where there is none.
 
     The arguments are the texts of /proc/self/mountinfo and /proc/self/cgroup.
     """
     inside = next((line[3:] for line in membership.splitlines() if line.startswith("0::")), None)
-    for line in mountinfo.splitlines():
-        fields, _, kind = line.partition(" - ")
-        if inside is not None and kind.split(" ", 1)[0] == _UNIFIED:
-            return Path(fields.split(" ")[4]) / inside.strip("/")
+    for mount in mounts(mountinfo):
+        if inside is not None and mount.kind == _UNIFIED:
+            return Path(os.fsdecode(mount.point)) / inside.strip("/")
     return None
 
 
 def find_group(name: str) -> Path | None:
     """Return where a group below our own is, or would be; None where there can be none."""
     try:
-        base = own_group(
-            Path("/proc/self/mountinfo").read_text(), Path("/proc/self/cgroup").read_text()
-        )
+        base = own_group(mounted_here(), Path("/proc/self/cgroup").read_text())
     except OSError:
         return None
     return None if base is None else base / name

@@ -12,15 +12,13 @@ owner's reach. Trees are removed without following links or entering other file 
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
-import secrets
 import stat
-import subprocess
 from contextlib import suppress
 from pathlib import Path
 
+from deskfleet.agent.drivers.removal import remove_folder
 from deskfleet.errors import SetupFailed, StartFailed
 
 LONGEST_SOCKET_PATH = 107
@@ -135,13 +133,7 @@ class RuntimeFolders:
         """Remove the folder and the socket of a session; return whether they are gone."""
         with suppress(FileNotFoundError):
             self.display(key).unlink()
-        folder = self.session(key)
-        _unmount_below(folder)
-        try:
-            _remove_tree(folder)
-        except OSError:
-            return False
-        return True
+        return remove_folder(self._sessions, key)
 
 
 def prepare_x_sockets() -> None:
@@ -196,67 +188,3 @@ def _locker(lock: Path) -> int | None:
         return None
     finally:
         os.close(descriptor)
-
-
-def _unmount_below(folder: Path) -> None:
-    """Detach what the owner's programs mounted in their runtime folder (gvfs and the like do)."""
-    prefix = f"{folder}/"
-    points = [line.split(" ")[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    for point in reversed([point for point in points if point.startswith(prefix)]):
-        program = ["umount", "--lazy"] if os.geteuid() == 0 else ["fusermount", "-uz"]
-        with suppress(OSError):
-            subprocess.run(
-                [*program, point.encode().decode("unicode_escape")],
-                check=False,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-            )
-
-
-def _remove_tree(folder: Path) -> None:
-    try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        return
-    try:
-        _empty(descriptor, os.fstat(descriptor).st_dev)
-    finally:
-        os.close(descriptor)
-    folder.rmdir()
-
-
-def _empty(top: int, device: int) -> None:
-    """Remove all in an open folder; raise OSError for what is on another device: never ours.
-
-    What is deep is lifted to the top first, so that no tree is too deep for us.
-    """
-    unique, lifted = secrets.token_hex(8), 0
-    while names := os.listdir(top):
-        for name in names:
-            if not _is_folder(top, name):
-                os.unlink(name, dir_fd=top)
-                continue
-            inner = _open_inner(top, name)
-            try:
-                if os.fstat(inner).st_dev != device:
-                    raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
-                for below in os.listdir(inner):  # noqa: PTH208 - a descriptor
-                    if _is_folder(inner, below):
-                        lifted += 1
-                        new = f"{unique}.{lifted}"
-                        os.rename(below, new, src_dir_fd=inner, dst_dir_fd=top)
-                    else:
-                        os.unlink(below, dir_fd=inner)
-            finally:
-                os.close(inner)
-            os.rmdir(name, dir_fd=top)
-
-
-def _is_folder(parent: int, name: str) -> bool:
-    return stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode)
-
-
-def _open_inner(parent: int, name: str) -> int:
-    if os.geteuid() != 0:
-        os.chmod(name, 0o700, dir_fd=parent)
-    return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)

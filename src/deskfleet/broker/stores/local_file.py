@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from deskfleet.errors import SetupFailed
+from deskfleet.machine.mounts import mounts
 
 NETWORK_FILE_SYSTEMS = frozenset(
     [
@@ -50,25 +51,21 @@ COMPANIONS = ("-wal", "-shm", "-journal")
 """What SQLite puts beside its file, with the same mode."""
 
 
-def file_system(mountinfo: str, folder: str) -> str | None:
+def file_system(mountinfo: bytes, folder: str) -> str | None:
     """Return the type of the file system that a real absolute path lies on.
 
     `mountinfo` is the text of /proc/self/mountinfo, see proc(5).
     """
-    best: tuple[int, str] | None = None
-    for line in mountinfo.splitlines():
-        before, separator, after = line.partition(" - ")
-        if not separator:
-            continue
-        point = before.split(" ")[4].encode().decode("unicode_escape")
-        inside = folder == point or folder.startswith(point.rstrip("/") + "/")
+    path, best = os.fsencode(folder), None
+    for mount in mounts(mountinfo):
+        inside = path == mount.point or path.startswith(mount.point.rstrip(b"/") + b"/")
         # A later mount on the same point hides the earlier one.
-        if inside and (best is None or len(point) >= best[0]):
-            best = len(point), after.split(" ")[0]
-    return best[1] if best else None
+        if inside and (best is None or len(mount.point) >= len(best.point)):
+            best = mount
+    return best.kind if best else None
 
 
-def check_folder(path: Path, mountinfo: str) -> None:
+def check_folder(path: Path, mountinfo: bytes) -> None:
     """Refuse a folder that is missing or lies on a network file system."""
     folder = path.parent
     if not folder.is_dir():

@@ -29,6 +29,7 @@ from deskfleet.broker.stores.settlement import Row
 from deskfleet.core.change import ABSENT
 from deskfleet.core.records import Revision
 from deskfleet.errors import SetupFailed, StoreFailed
+from deskfleet.machine.mounts import mounted_here
 
 _PAGE_BYTES = 4096
 _PAGES_PER_ROW = 3
@@ -59,8 +60,7 @@ class Sqlite:
     def open(self) -> Connection:
         """Open the file, or make it on first use. Raises `SetupFailed` where it can't serve."""
         try:
-            mounts = Path("/proc/self/mountinfo")
-            local_file.check_folder(self._path, mounts.read_text() if mounts.exists() else "")
+            local_file.check_folder(self._path, mounted_here())
             if not self._path.exists():
                 local_file.create_whole(self._path, self._build)
             local_file.check_modes(self._path)
