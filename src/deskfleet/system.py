@@ -106,7 +106,9 @@ def sync_folder(folder: Path) -> None:
 def write_private(path: Path, content: bytes) -> None:
     """Replace a file that nobody else may read; afterwards it is on the disk, whole."""
     fresh = path.with_name(f"{path.name}.new")
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | here.BINARY, 0o600)
+    # What is there is a draft that was cut short, or somebody's link to a file to be overwritten.
+    fresh.unlink(missing_ok=True)
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | here.BINARY, 0o600)
     try:
         # All of it or an error: on a disk that is almost full, a single write may write a part.
         with os.fdopen(descriptor, "wb") as file:

@@ -127,7 +127,7 @@ def test_it_tells_a_person_where_to_go_on(tmp_path: Path) -> None:
 def open_folder() -> Iterator[Path]:
     """Yield a folder that another user can work in."""
     folder = Path(tempfile.mkdtemp(prefix="deskfleet-test-"))
-    folder.chmod(0o777)
+    folder.chmod(0o1777)
     yield folder
     shutil.rmtree(folder)
 

@@ -14,11 +14,8 @@ from typer.testing import CliRunner
 
 from deskfleet.agent import identity
 from deskfleet.agent.identity import Identity
-from deskfleet.broker.main import open_state
 from deskfleet.cli import agent, agent_program, broker
-from deskfleet.errors import SetupFailed
 from deskfleet.listener import bind, port_of
-from deskfleet.settings import BrokerSettings
 from support.original_files import AGENT_FILE, BROKER_FILE, Brought, with_values, write
 from support.programs import free_ports
 
@@ -217,11 +214,7 @@ class TestBroker:
 
         monkeypatch.setattr(Path, "stat", refusing)
         notes = found(broker.app, write(tmp_path / "broker.toml", f"state = '{state}'\n"))
-        assert (
-            notes["state"]["text"] == f"the state folder {state} can't be used: Permission denied"
-        )
-        with pytest.raises(SetupFailed, match="can't be used: Permission denied"):
-            open_state(BrokerSettings(state=state))
+        assert notes["state"]["text"] == f"the folder {state} can't be used: Permission denied"
 
     def test_what_the_environment_says_counts(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -309,6 +302,12 @@ class TestAgent:
         identity.write(tmp_path, Identity("server-1", "secret"))
         text = f"state = '{tmp_path}'\nsoftware_statement_path = '/none'\n"
         assert check(agent.app, write(tmp_path / "agent.toml", text))[0] == 0
+
+    def test_a_state_folder_for_everybody(self, tmp_path: Path) -> None:
+        (tmp_path / "open").mkdir()
+        (tmp_path / "open").chmod(0o777)
+        file = write(tmp_path / "agent.toml", f"state = '{tmp_path}/open/state'\n")
+        assert "written to by everybody" in found(agent.app, file)["state"]["text"]
 
     def test_a_missing_version_is_a_warning(self, tmp_path: Path) -> None:
         file = write(tmp_path / "agent.conf", "[agent]\nbroker_host = 'a'\n")

@@ -6,6 +6,7 @@ import asyncio
 import io
 import os
 import socket
+import stat
 import struct
 import threading
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import pytest
 from PIL import Image
 
 from deskfleet.agent.drivers.cgroups import own_group
+from deskfleet.agent.drivers.dcv_files import DcvFiles
 from deskfleet.agent.drivers.desktops import ICEWM, installed_desktop
 from deskfleet.agent.drivers.leader.display import COOKIE_NAME, cookie_file
 from deskfleet.agent.drivers.pictures import encode, picture_format
@@ -24,7 +26,7 @@ from deskfleet.agent.drivers.session_folders import RuntimeFolders
 from deskfleet.agent.drivers.simulated import SimulatedDriver
 from deskfleet.agent.drivers.xvnc_launch import title
 from deskfleet.core.records import SessionRequest, Type
-from deskfleet.errors import Invalid, StartFailed, Unavailable
+from deskfleet.errors import Invalid, SetupFailed, StartFailed, Unavailable
 from deskfleet.machine.posix_programs import find_program
 from deskfleet.ports import SessionSpec
 from deskfleet.system import SystemClock
@@ -109,6 +111,21 @@ def test_an_open_folder_of_programs_serves_none(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     with pytest.raises(StartFailed, match="can't be opened"):
         find_program(tmp_path / "missing", "x", "init file")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give things away")
+def test_no_session_runs_where_somebody_else_could_exchange_its_programs(tmp_path: Path) -> None:
+    theirs, ours = tmp_path / "theirs", tmp_path / "ours"
+    theirs.mkdir()
+    ours.mkdir(mode=0o700)
+    (theirs / "key").symlink_to(ours)
+    os.chown(theirs, 4711, 4711)
+    with pytest.raises(SetupFailed, match=f"{theirs} belongs to somebody else"):
+        RuntimeFolders(theirs / "key").make()
+    with pytest.raises(SetupFailed, match=f"{theirs} belongs to somebody else"):
+        DcvFiles(theirs / "key", tmp_path / "scripts").make(())
+    assert list(ours.iterdir()) == []
+    assert stat.S_IMODE(ours.stat().st_mode) == 0o700
 
 
 def test_removing_a_session_follows_no_link(tmp_path: Path) -> None:

@@ -20,9 +20,11 @@ import psutil
 import pytest
 
 import deskfleet
+from deskfleet.agent import main as agent_main
 from deskfleet.agent.logins import foreign_user
 from deskfleet.errors import SetupFailed, StartFailed
 from deskfleet.machine import here, posix, windows
+from deskfleet.settings import AgentSettings
 from support.sessions import xvnc_folder
 from support.users import ordinary_user
 from support.waiting import until
@@ -139,6 +141,85 @@ class TestBothSides:
         for _ in range(2):
             side.make_private_folder(folder, *arguments)
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give things away")
+
+
+class TestSafeFolders:
+    """Nobody else can put something in the place of what a program keeps."""
+
+    def refused(self, folder: Path, why: str, **user: int) -> None:
+        with pytest.raises(SetupFailed) as caught:
+            posix.refuse_unsafe_folder(folder, **user)
+        assert why in caught.value.message
+
+    def test_one_that_is_ours_alone(self, tmp_path: Path) -> None:
+        (tmp_path / "a").mkdir(mode=0o770)
+        (tmp_path / "link").symlink_to("a")
+        for inner in (".", "a", "link", "link/../a", "a/to/be/made"):
+            posix.refuse_unsafe_folder(tmp_path / inner)
+
+    @pytest.mark.parametrize(("mode", "on_the_way"), [(0o777, False), (0o1777, True)])
+    def test_one_that_everybody_can_write_to(
+        self, mode: int, tmp_path: Path, *, on_the_way: bool
+    ) -> None:
+        where = tmp_path / "open"
+        (where / "inner").mkdir(parents=True)
+        where.chmod(mode)
+        told = f"{where} can be written to by everybody (mode {mode:o})"
+        self.refused(where, told)
+        (tmp_path / "link").symlink_to(where)
+        self.refused(tmp_path / "link", told)
+        for inner in ("inner", "to-be-made"):
+            if on_the_way:
+                posix.refuse_unsafe_folder(where / inner)
+            else:
+                self.refused(where / inner, told)
+
+    @AS_ROOT
+    def test_one_of_somebody_else(self, tmp_path: Path) -> None:
+        theirs, ours = tmp_path / "theirs", tmp_path / "ours"
+        (theirs / "inner").mkdir(parents=True)
+        ours.mkdir()
+        (tmp_path / "link").symlink_to(ours)
+        for one in (theirs, tmp_path / "link"):
+            os.chown(one, 4711, 4711, follow_symlinks=False)
+        for folder, place in {
+            theirs: theirs,
+            theirs / "inner": theirs,
+            theirs / "missing": theirs,
+            tmp_path / "link": tmp_path / "link",
+        }.items():
+            self.refused(folder, f"{place} belongs to somebody else (user 4711)")
+            posix.refuse_unsafe_folder(folder, user=4711)
+
+    def test_one_that_is_no_folder(self, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        (tmp_path / "loop").symlink_to("loop")
+        for name, why in (("file", "Not a directory"), ("loop", "Too many levels")):
+            with pytest.raises(SetupFailed, match=f"{name} can't be used: {why}"):
+                posix.make_private_folder(tmp_path / name)
+
+    def test_one_that_is_made_has_its_mode(self, tmp_path: Path) -> None:
+        before = os.umask(0o077)
+        try:
+            posix.make_folder(tmp_path / "made", 0o711)
+        finally:
+            os.umask(before)
+        assert stat.S_IMODE((tmp_path / "made").stat().st_mode) == 0o711
+        posix.make_folder(tmp_path / "made", 0o700)
+        assert stat.S_IMODE((tmp_path / "made").stat().st_mode) == 0o711
+
+    def test_no_agent_has_its_state_where_others_can_exchange_it(self, tmp_path: Path) -> None:
+        async def scene() -> None:
+            async with agent_main.running(AgentSettings(state=tmp_path / "state")):
+                pass
+
+        tmp_path.chmod(0o777)
+        with pytest.raises(SetupFailed, match="can be written to by everybody"):
+            asyncio.run(scene())
+        assert list(tmp_path.iterdir()) == []
 
 
 class TestPosix:

@@ -13,7 +13,14 @@ import pytest
 
 from deskfleet.errors import SetupFailed
 from deskfleet.listener import bind, port_of
-from deskfleet.system import KeyFileSigner, SystemClock, SystemIds, open_key_file, sync_folder
+from deskfleet.system import (
+    KeyFileSigner,
+    SystemClock,
+    SystemIds,
+    open_key_file,
+    sync_folder,
+    write_private,
+)
 
 
 def test_the_clock_is_aware_and_grows() -> None:
@@ -91,6 +98,18 @@ class TestKeyFile:
         path.chmod(0o600)
         with pytest.raises(SetupFailed, match="32-byte key"):
             open_key_file(path)
+
+
+def test_a_private_file_is_written_through_no_link(tmp_path: Path) -> None:
+    victim, path = tmp_path / "victim", tmp_path / "file"
+    victim.write_text("kept")
+    (tmp_path / "file.new").symlink_to(victim)
+    write_private(path, b"first")
+    (tmp_path / "file.new").write_text("the draft of a program that was killed")
+    write_private(path, b"second")
+    assert (path.read_text(), victim.read_text()) == ("second", "kept")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert {one.name for one in tmp_path.iterdir()} == {"victim", "file"}
 
 
 def test_only_a_folder_can_be_synced(tmp_path: Path) -> None:

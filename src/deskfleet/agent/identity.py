@@ -11,7 +11,6 @@ from pathlib import Path
 import msgspec
 
 from deskfleet.errors import SetupFailed
-from deskfleet.machine import here
 from deskfleet.system import write_private
 
 FILE = "identity.json"
@@ -25,14 +24,6 @@ class Identity(msgspec.Struct, frozen=True):
 
     def __repr__(self) -> str:
         return f"Identity({self.client_id})"
-
-
-def open_state(state: Path) -> None:
-    """Have the agent's own folder. Raises `SetupFailed`."""
-    try:
-        here.make_private_folder(state)
-    except OSError as error:
-        raise _unusable(state, error) from error
 
 
 def prove(state: Path) -> None:

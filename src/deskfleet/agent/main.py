@@ -158,7 +158,7 @@ async def running(
     `tls_folder` holds an authority to certify the desktop entrance with; without one the agent
     makes its own.
     """
-    identity.open_state(settings.state)
+    here.make_private_folder(settings.state)
     driver = build_driver(settings)
     async with contextlib.AsyncExitStack() as stack:
         bound = None

@@ -11,13 +11,14 @@ import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from deskfleet.broker.main import AUTHORITY_FOLDER, open_state, replica_only, store_url
+from deskfleet.broker.main import AUTHORITY_FOLDER, replica_only, store_url
 from deskfleet.broker.service.clients import Clients
 from deskfleet.broker.service.statements import Statements
 from deskfleet.broker.service.watch import Watch
 from deskfleet.broker.stores.sql import supported
 from deskfleet.errors import SetupFailed
 from deskfleet.gateway_certificates import FOLDER
+from deskfleet.machine import here
 from deskfleet.ports import Signer
 from deskfleet.settings import BrokerSettings
 from deskfleet.system import SystemClock, SystemIds, open_key_file
@@ -43,7 +44,7 @@ def find_fleet(settings: BrokerSettings) -> None:
     if missing is not None:
         raise _no_fleet(settings, missing)
     if not store.exists():
-        open_state(settings)
+        here.make_private_folder(settings.state)
         # With a store alone, that is elsewhere, the next command would find no fleet.
         open_key_file(_key_file(settings.state))
 
@@ -73,7 +74,7 @@ def find_state(settings: BrokerSettings) -> None:
         ) from error
     if not is_there:
         raise _no_fleet(settings, settings.state)
-    open_state(settings)
+    here.make_private_folder(settings.state)
 
 
 def _no_fleet(settings: BrokerSettings, missing: Path) -> SetupFailed:

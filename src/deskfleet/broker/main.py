@@ -7,7 +7,6 @@ import contextlib
 import logging
 import socket
 import ssl
-import stat
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -46,10 +45,11 @@ from deskfleet.broker.web.throttle import Limits
 from deskfleet.certificates import ensure_authority, ensure_server_certificate, machine_names
 from deskfleet.core.queue import QueueLimits
 from deskfleet.core.records import Broker
-from deskfleet.errors import SetupFailed, StoreFailed, Unavailable
+from deskfleet.errors import StoreFailed, Unavailable
 from deskfleet.gateway_certificates import demand_certificate
 from deskfleet.keystores import trusted
 from deskfleet.listener import bind, listening, port_of
+from deskfleet.machine import here
 from deskfleet.ports import Store
 from deskfleet.settings import BrokerSettings
 from deskfleet.system import SystemClock, SystemIds, open_key_file
@@ -95,37 +95,6 @@ class Doors:
 
 def store_url(settings: BrokerSettings) -> str:
     return settings.store or f"sqlite:///{settings.state / 'fleet.db'}"
-
-
-def open_state(settings: BrokerSettings) -> None:
-    """Make the state folder; nobody else may look into it.
-
-    One that everybody can write to is refused: others could put their keys in place of ours.
-    """
-    state = settings.state
-    try:
-        state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise SetupFailed(f"the state folder {state} can't be used: {error.strerror}") from error
-    if why := why_exposed(state):
-        raise SetupFailed(why)
-
-
-def why_exposed(state: Path) -> str | None:
-    """Return why a folder that is there can't be a broker's; None where it can."""
-    try:
-        mode = state.stat().st_mode
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        return f"the state folder {state} can't be used: {error.strerror}"
-    if not mode & stat.S_IWOTH:
-        return None
-    return (
-        f"the state folder {state} can be written to by everybody (mode"
-        f" {stat.S_IMODE(mode):o}); choose one that is the broker's own, such as"
-        f" /var/lib/dcvsmbroker, or run: chmod o-w {state}"
-    )
 
 
 def own_pair(state: Path) -> Pair:
@@ -178,7 +147,7 @@ async def dns_mappings_only(settings: BrokerSettings) -> AsyncIterator[DnsMappin
 
 @contextlib.asynccontextmanager
 async def replica_only(settings: BrokerSettings) -> AsyncIterator[Replica]:
-    open_state(settings)
+    here.make_private_folder(settings.state)
     commits = GroupCommit(SqlStore(store_url(settings)))
     try:
         replica = Replica(commits)
@@ -195,7 +164,7 @@ async def running(settings: BrokerSettings, store: Store | None = None) -> Async
     Ports are taken first. A broker whose store fails ends the program: it must not go on
     answering from memory.
     """
-    open_state(settings)
+    here.make_private_folder(settings.state)
     with _bound(settings) as bound:
         tls = await asyncio.to_thread(_tls, settings)
         commits = GroupCommit(store or SqlStore(store_url(settings)))

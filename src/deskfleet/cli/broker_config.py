@@ -9,7 +9,7 @@ from itertools import combinations
 from typing import Any
 
 from deskfleet.broker import brought
-from deskfleet.broker.main import store_url, why_exposed
+from deskfleet.broker.main import store_url
 from deskfleet.broker.stores.sql import supported
 from deskfleet.cli.config_report import (
     Attempt,
@@ -40,7 +40,7 @@ def _wrong(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     settings = BrokerSettings(**values)
     state, logs = settings.state, settings.log_directory
     for setting, why in (
-        ("state", why_exposed(state) or unusable_folder(state)),
+        ("state", unusable_folder(state)),
         ("log_directory", why_unusable(logs / LOG_FILE) if logs else None),
     ):
         if why is not None:

@@ -21,6 +21,7 @@ from deskfleet.cli.program import CANT_RUN
 from deskfleet.configuration.examining import NO_LINE, Examined, fields_of
 from deskfleet.configuration.notes import MASK, Note, Verdict
 from deskfleet.errors import SetupFailed
+from deskfleet.machine import here
 from deskfleet.observe import redact
 from deskfleet.settings import AgentSettings, BrokerSettings, layered
 
@@ -60,13 +61,17 @@ def report(
 
 
 def unusable_folder(folder: Path) -> str | None:
-    """Return why a folder can't be made and written to, as far as that can be told without it."""
+    """Return why a program would not start with a folder, as far as that can be told without it."""
     try:
+        # Whoever asks: a program runs as who owns its folder.
+        here.refuse_unsafe_folder(folder, folder.stat().st_uid if folder.exists() else None)
         there = next(one for one in (folder, *folder.absolute().parents) if one.exists())
         if not there.is_dir():
             return f"the folder {folder} can't be used: {there} is not a folder"
         if not os.access(there, os.W_OK | os.X_OK):
             return f"the folder {folder} can't be used: {there} can't be written to"
+    except SetupFailed as error:
+        return error.message
     except OSError as error:
         return f"the folder {folder} can't be used: {error.strerror}"
     return None

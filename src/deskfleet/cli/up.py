@@ -37,6 +37,7 @@ from deskfleet.core.placement import Refusal
 from deskfleet.core.records import ApiClient, SessionRequest, Type
 from deskfleet.core.session import State
 from deskfleet.errors import SetupFailed, StartFailed
+from deskfleet.machine import here
 from deskfleet.settings import (
     AGENT_PORT,
     CLIENT_PORT,
@@ -140,8 +141,8 @@ def up(
 @contextlib.contextmanager
 def _alone(state: Path) -> Iterator[None]:
     """Make sure that one program at a time works with a state folder."""
+    here.make_private_folder(state)
     try:
-        state.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = (state / "up.lock").open("a")
     except OSError as error:
         raise SetupFailed(f"the state folder {state} can't be used: {error.strerror}") from error
@@ -187,7 +188,7 @@ async def _statement(doors: Doors, agent_state: Path) -> Path | None:
     if identity.read(agent_state) is not None:
         return None
     path = agent_state / "software-statement"
-    agent_state.mkdir(mode=0o700, exist_ok=True)
+    here.make_private_folder(agent_state)
     statement = await doors.house.access.generate_software_statement()
     write_private(path, statement.encode())
     return path

@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from deskfleet.core.records import Cpu, Gpu, Os
-from deskfleet.errors import StartFailed
+from deskfleet.errors import SetupFailed, StartFailed
 from deskfleet.machine.folders import Folders
 from deskfleet.machine.posix_programs import find_program
+from deskfleet.machine.posix_ways import refuse_unsafe_folder
 
-__all__ = ["find_program"]
+__all__ = ["find_program", "refuse_unsafe_folder"]
 
 BINARY = 0
 """For os.open: bytes are written as they are."""
@@ -49,8 +50,28 @@ def folders(environment: Mapping[str, str]) -> Folders:  # noqa: ARG001 - Window
 
 def make_private_folder(folder: Path) -> None:
     """Make a folder that nobody else may look into, with what is above it; one that is there
-    stays as its administrator made it."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    stays as its administrator made it. Raises `SetupFailed` for one that can't be trusted or used.
+    """
+    try:
+        make_folder(folder, 0o700)
+    except OSError as error:
+        raise SetupFailed(f"the folder {folder} can't be used: {error.strerror}") from error
+
+
+def make_folder(folder: Path, mode: int) -> None:
+    """Make a folder with this mode, whatever the umask; one that is there stays.
+
+    It may be below /tmp: `SetupFailed` is raised where others could have put another one in its
+    place, or could do so later (see `refuse_unsafe_folder`).
+    """
+    refuse_unsafe_folder(folder)
+    try:
+        folder.mkdir(mode=mode, parents=True)
+    except FileExistsError:
+        pass
+    else:
+        folder.chmod(mode)
+    refuse_unsafe_folder(folder)
 
 
 def exposure(status: os.stat_result, forbidden: int) -> str | None:

@@ -1,11 +1,9 @@
 """The administrator's programs on a POSIX system: found below a folder, safe to run by path.
 
-Every component, from the root of the file system to the program itself, is opened below the one
-before it, never through a link, and looked at through its descriptor. Nobody but root and the
-agent's own user may be able to change any of them: so the path that comes out leads to what was
-looked at for as long as these two leave it there, and whoever else swaps links or folders in a
-race finds that the place where that would matter is refused in every order of events. That is why
-the program may be run by its path, and a script still finds itself by its name.
+The way to the folder is looked at as `posix_ways` does it; from there to the program itself no link
+is passed. Nobody but root and the agent's own user may be able to change any part of it, their
+groups neither. That is why the program may be run by its path, and a script still finds itself by
+its name.
 
 Whether the owner may execute it is the kernel's answer when the owner does.
 """
@@ -16,17 +14,15 @@ import errno
 import os
 import stat
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from deskfleet.errors import StartFailed
+from deskfleet.machine.posix_ways import PLACE, open_place, walk
 from deskfleet.machine.program_names import refuse_unspeakable
 
-_FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
-_ANY = os.O_PATH | os.O_NOFOLLOW
-"""Opens a link itself, and nothing that does something when it is opened."""
 _WRITABLE = stat.S_IWGRP | stat.S_IWOTH
 _EXECUTABLE = stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH
-_MOST_LINKS = 40
 
 
 def find_program(folder: Path, name: str, kind: str) -> Path:
@@ -39,7 +35,7 @@ def find_program(folder: Path, name: str, kind: str) -> Path:
     with ExitStack() as opened:
         root, descriptor = _open_root(folder, kind, opened)
         for number, part in enumerate(parts, start=1):
-            flags = _ANY if number == len(parts) else _FOLDER
+            flags = PLACE if number == len(parts) else PLACE | os.O_DIRECTORY
             descriptor = _step(descriptor, part, flags, what, opened)
             _refuse_foreign(os.fstat(descriptor), what)
         _refuse_non_program(os.fstat(descriptor), what)
@@ -59,7 +55,9 @@ def components(name: str, kind: str) -> list[str]:
 
 def _open_root(folder: Path, kind: str, opened: ExitStack) -> tuple[Path, int]:
     try:
-        root, descriptor = _walk(folder.absolute(), kind, opened)
+        # Their administrator's links are followed: whoever else could turn one would choose among
+        # all folders of the administrator.
+        root, descriptor = walk(folder.absolute(), partial(_refuse_open_way, kind), opened)
         status = os.fstat(descriptor)
         if not stat.S_ISDIR(status.st_mode):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
@@ -69,48 +67,9 @@ def _open_root(folder: Path, kind: str, opened: ExitStack) -> tuple[Path, int]:
     return root, descriptor
 
 
-def _walk(path: Path, kind: str, opened: ExitStack) -> tuple[Path, int]:
-    """Go to the folder that the administrator set, through nothing that others could exchange.
-
-    Their links are followed, one component at a time: whoever could turn a link on this way would
-    choose among all folders of the administrator.
-    """
-    way = [("/", _open("/", _FOLDER, None, opened))]
-    pending, links = list(reversed(path.parts[1:])), 0
-    while pending:
-        part, (_, parent) = pending.pop(), way[-1]
-        if part == "..":
-            del way[max(1, len(way) - 1) :]
-            continue
-        _refuse_open_way(os.fstat(parent), Path(*(name for name, _ in way)), kind)
-        descriptor = _open(part, _ANY, parent, opened)
-        if stat.S_ISLNK(os.fstat(descriptor).st_mode):
-            links += 1
-            target = _target(descriptor, links, kind)
-            way = way[:1] if target.is_absolute() else way
-            pending += reversed([one for one in target.parts if one != "/"])
-        else:
-            way.append((part, descriptor))
-    return Path(*(name for name, _ in way)), way[-1][1]
-
-
-def _target(link: int, links: int, kind: str) -> Path:
-    if links > _MOST_LINKS:
-        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-    if not _trusted(os.fstat(link)):
-        raise StartFailed(f"a link on the way to the folder of {kind}s is not its administrator's")
-    return Path(os.readlink("", dir_fd=link))
-
-
-def _open(part: str, flags: int, parent: int | None, opened: ExitStack) -> int:
-    descriptor = os.open(part, flags, dir_fd=parent)
-    opened.callback(os.close, descriptor)
-    return descriptor
-
-
 def _step(parent: int, part: str, flags: int, what: str, opened: ExitStack) -> int:
     try:
-        return _open(_as_told(part), flags, parent, opened)
+        return open_place(_as_told(part), flags, parent, opened)
     except OSError as error:
         raise StartFailed(f"{what}: {_why(error)}") from error
     except UnicodeEncodeError:
@@ -134,13 +93,19 @@ def _trusted(status: os.stat_result) -> bool:
     return status.st_uid in {0, os.geteuid()}
 
 
-def _refuse_open_way(status: os.stat_result, folder: Path, kind: str) -> None:
+def _refuse_open_way(kind: str, status: os.stat_result, place: Path) -> None:
+    if stat.S_ISLNK(status.st_mode):
+        if not _trusted(status):
+            raise StartFailed(
+                f"a link on the way to the folder of {kind}s is not its administrator's"
+            )
+        return
     # In a folder such as /tmp only who owns an entry can move it away, and we look at its owner.
     closed = not status.st_mode & _WRITABLE or status.st_mode & stat.S_ISVTX
     if not (_trusted(status) and closed):
         raise StartFailed(
             f"the folder of {kind}s can be changed by others than its administrator,"
-            f" who can change {folder}"
+            f" who can change {place}"
         )
 
 

@@ -88,7 +88,10 @@ def make_private_folder(folder: Path, run: Run = run) -> None:
     """
     if folder.is_dir():
         return
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise SetupFailed(f"the folder {folder} can't be used: {error.strerror}") from error
     who = [f"*{sid}:(OI)(CI)F" for sid in (_SYSTEM, _ADMINISTRATORS, _OWNER_RIGHTS)]
     if run(["icacls", str(folder), "/inheritance:r", "/grant:r", *who]) != 0:
         folder.rmdir()
@@ -96,6 +99,15 @@ def make_private_folder(folder: Path, run: Run = run) -> None:
             f"{folder} can't be closed to others (icacls failed); make it yourself, so that only"
             " the agent's user and administrators can read it"
         )
+
+
+def make_folder(folder: Path, mode: int) -> None:  # noqa: ARG001 - POSIX asks it
+    """It is as open as the folder that it is in: see `make_private_folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def refuse_unsafe_folder(folder: Path, user: int | None = None) -> None:
+    """Do nothing: neither owner nor mode is shown here."""
 
 
 def exposure(status: os.stat_result, forbidden: int) -> str | None:

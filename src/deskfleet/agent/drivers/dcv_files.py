@@ -20,7 +20,6 @@ import logging
 import os
 import secrets
 import shlex
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -61,11 +60,15 @@ class DcvFiles:
         """
         known = set(kept)
         try:
-            for folder in (self._runtime, self._scripts):
-                _make_folder(folder.parent)
-                _make_folder(folder)
-            _make_folder(self._folder)
-            _make_folder(self._pictures, 0o700)
+            for folder in (
+                self._runtime.parent,
+                self._runtime,
+                self._scripts.parent,
+                self._scripts,
+                self._folder,
+            ):
+                here.make_folder(folder, 0o711)
+            here.make_folder(self._pictures, 0o700)
             for folder in (self._folder, self._pictures, self._scripts):
                 for path in folder.iterdir():
                     if str(path) not in known:
@@ -125,19 +128,6 @@ def read_picture(path: Path) -> bytes:
     if not 0 < len(content) <= MAX_PICTURE_BYTES:
         raise Unavailable("the DCV server left a picture of no fit size")
     return content
-
-
-def _make_folder(folder: Path, mode: int = 0o711) -> None:
-    """Make a folder with these rights, whatever the umask; one that is there stays.
-
-    It may be below /tmp, where anybody could have put another one in its place.
-    """
-    if not folder.exists():
-        folder.mkdir(parents=True, mode=mode)
-        folder.chmod(mode)
-    status = folder.lstat()
-    if sys.platform != "win32" and (status.st_uid not in {0, os.geteuid()} or folder.is_symlink()):
-        raise SetupFailed(f"{folder} belongs to somebody else")
 
 
 def _write(path: Path, content: bytes, mode: int) -> None:

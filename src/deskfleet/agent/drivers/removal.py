@@ -20,13 +20,12 @@ from pathlib import Path
 from uuid import uuid4
 
 from deskfleet.machine.mounts import mounted_here, mounts
+from deskfleet.machine.posix_ways import PLACE, open_place
 
 LIMIT_SECONDS = 5.0
 _UNMOUNT_SECONDS = 10.0
 _BATCH = 1000
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
-_PLACE = os.O_PATH | os.O_NOFOLLOW
-"""Opens what a name stands for without asking the file system behind it, which may never answer."""
 _DETACH = 2
 """MNT_DETACH of umount2(2): also what is busy, with all that is mounted below."""
 
@@ -37,7 +36,7 @@ def remove_folder(parent: Path, name: str, limit_seconds: float = LIMIT_SECONDS)
     try:
         detach_mounts(parent, name, mounted_here())
         with ExitStack() as opened:
-            above = _open(str(parent), _FOLDER, None, opened)
+            above = open_place(str(parent), _FOLDER, None, opened)
             _Removal(above, deadline).remove(name)
     except OSError:
         return False
@@ -51,7 +50,7 @@ def detach_mounts(parent: Path, name: str, mountinfo: bytes) -> None:
     """
     base = os.fsencode(parent.resolve())
     with ExitStack() as opened:
-        above = _open(base, _FOLDER, None, opened)
+        above = open_place(base, _FOLDER, None, opened)
         for parts in _topmost(base, os.fsencode(name), mountinfo):
             with suppress(OSError, subprocess.TimeoutExpired):
                 if os.geteuid() == 0:
@@ -90,7 +89,8 @@ def _detach(above: int, parts: Sequence[bytes]) -> None:
     with ExitStack() as opened:
         place = above
         for part in parts:
-            place = _open(part, _PLACE, place, opened)
+            # Without asking the file system behind it, which may never answer.
+            place = open_place(part, PLACE, place, opened)
         ctypes.CDLL(None).umount2(_by_descriptor(place).encode(), _DETACH)
 
 
@@ -130,14 +130,14 @@ class _Removal:
 
     def _take(self, parent: int, name: str, opened: ExitStack) -> int:
         """Open a folder that from now on is nobody's but ours."""
-        place = _open(name, _PLACE | os.O_DIRECTORY, parent, opened)
+        place = open_place(name, PLACE | os.O_DIRECTORY, parent, opened)
         if _mount_of(place) != self._mount:
             raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
         path = _by_descriptor(place)
         if os.geteuid() == 0:
             os.chown(path, 0, 0)
         os.chmod(path, 0o700)  # noqa: PTH101 - a descriptor
-        return _open(path, os.O_RDONLY | os.O_DIRECTORY, None, opened)
+        return open_place(path, os.O_RDONLY | os.O_DIRECTORY, None, opened)
 
     def _entries(self, folder: int) -> Iterator[tuple[str, bool]]:
         """Yield what is in an open folder, and whether it is a folder, until there is nothing."""
@@ -163,9 +163,3 @@ def _mount_of(descriptor: int) -> str:
 
 def _by_descriptor(descriptor: int) -> str:
     return f"/proc/self/fd/{descriptor}"
-
-
-def _open(path: str | bytes, flags: int, parent: int | None, opened: ExitStack) -> int:
-    descriptor = os.open(path, flags, dir_fd=parent)
-    opened.callback(os.close, descriptor)
-    return descriptor

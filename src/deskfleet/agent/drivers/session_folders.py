@@ -20,6 +20,7 @@ from pathlib import Path
 
 from deskfleet.agent.drivers.removal import remove_folder
 from deskfleet.errors import SetupFailed, StartFailed
+from deskfleet.machine import here
 
 LONGEST_SOCKET_PATH = 107
 """What sun_path holds, without its terminator."""
@@ -54,7 +55,8 @@ class RuntimeFolders:
         if len(os.fsencode(self.rfb_socket("0" * 8))) > LONGEST_SOCKET_PATH:
             raise SetupFailed(f"the path {self.runtime} is too long for the sockets below it")
         try:
-            self.runtime.mkdir(mode=0o711, parents=True, exist_ok=True)
+            # What is below is run, and linked to, by its path.
+            here.make_folder(self.runtime, 0o711)
             self.runtime.chmod(0o711)
             for folder, mode in (
                 (self._sessions, 0o711),
