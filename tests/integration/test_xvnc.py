@@ -22,6 +22,7 @@ import pytest
 from deskfleet.agent.drivers.leader.children import descendants
 from deskfleet.agent.drivers.processes import identify
 from deskfleet.agent.drivers.xvnc import XvncDriver
+from deskfleet.agent.drivers.xvnc_record import SessionRecord
 from deskfleet.core.records import Type
 from deskfleet.errors import SetupFailed, StartFailed
 from deskfleet.ports import SessionSpec
@@ -593,6 +594,30 @@ def test_a_start_that_fails_says_why_and_leaves_nothing(folder: Path) -> None:
         assert processes_of(folder) == []
 
     play(folder, story, geometry="as you like it")
+
+
+def test_a_start_that_fails_before_its_order_leaves_nothing_open(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(driver: XvncDriver) -> None:
+        write, written = driver._records.write, []
+
+        def writes_once(record: SessionRecord) -> None:
+            written.append(record)
+            if len(written) % 2 == 0:
+                raise OSError(28, "No space left on device")
+            write(record)
+
+        monkeypatch.setattr(driver._records, "write", writes_once)
+        opened = []
+        for _ in range(3):
+            with pytest.raises(StartFailed, match="No space left"):
+                await driver.start(session_spec())
+            opened.append(sorted(Path("/proc/self/fd").iterdir()))
+        assert len(written) == 6
+        assert opened[0] == opened[2]
+
+    play(folder, story)
 
 
 def test_a_start_that_takes_too_long_leaves_nothing(folder: Path) -> None:

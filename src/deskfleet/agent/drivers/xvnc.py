@@ -15,7 +15,9 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -232,7 +234,7 @@ class XvncDriver:
         report = await self._start_leader(plan)
         reader = asyncio.StreamReader()
         transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(report, "rb", 0)
+            lambda: asyncio.StreamReaderProtocol(reader), report
         )
         try:
             while not (said := await next_word(reader)).ready:
@@ -246,16 +248,16 @@ class XvncDriver:
             transport.close()
         await self._to_the_end(self._confirm, plan.record.key)
 
-    async def _start_leader(self, plan: Plan) -> int:
+    async def _start_leader(self, plan: Plan) -> FileIO:
         job = self._begin(self._spawn, plan)
         try:
             return await settled(job)
         except asyncio.CancelledError:
             if job.exception() is None:
-                os.close(job.result())
+                job.result().close()
             raise
 
-    def _spawn(self, plan: Plan) -> int:
+    def _spawn(self, plan: Plan) -> FileIO:
         """Start a leader and order its session; return where it reports.
 
         Each step is on record before the next: whoever comes after us can clear from there.
@@ -265,16 +267,15 @@ class XvncDriver:
         prepare_x_sockets()
         self._folders.make_session(record.key, owner.uid, owner.gid)
         spawned = spawn_leader(plan.interpreter, self._leader, owner, plan.environment)
-        try:
+        with spawned.order, ExitStack() as unless_ordered:
+            unless_ordered.enter_context(spawned.report)
             record = msgspec.structs.replace(record, leader=identify(spawned.pid))
             self._records.write(record)
             group = make_group(group_name(record.key)) if self._control_groups else None
             if group is not None and enter_group(group, spawned.pid):
                 self._records.write(msgspec.structs.replace(record, cgroup=str(group)))
             send_order(spawned, plan.order)
-        except (OSError, StartFailed):
-            os.close(spawned.report)
-            raise
+            unless_ordered.pop_all()
         return spawned.report
 
     def _confirm(self, key: str) -> None:

@@ -16,9 +16,11 @@ import pwd
 import shutil
 import subprocess
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 
@@ -69,9 +71,9 @@ class Owner:
 @dataclass(frozen=True, slots=True)
 class Spawned:
     pid: int
-    order: int
+    order: BinaryIO
     """Where the leader reads its order; to be closed after it."""
-    report: int
+    report: FileIO
     """Where it says how the start goes."""
 
 
@@ -225,39 +227,40 @@ def spawn_leader(
     interpreter: str, program: Path, owner: Owner, environment: dict[str, str]
 ) -> Spawned:
     """Start a leader as the owner. The caller watches and reaps it, and closes the descriptors."""
-    order_read, order_write = os.pipe()
-    report_read, report_write = os.pipe()
     whom: dict[str, Any] = {}
     if os.geteuid() == 0:
         whom = {"user": owner.uid, "group": owner.gid, "extra_groups": owner.groups}
-    try:
-        child = subprocess.Popen(
-            [interpreter, "-ISE", str(program), str(report_write)],
-            **{**_SILENT, "stdin": order_read},
-            cwd="/",
-            env=environment,
-            umask=0o077,
-            start_new_session=True,
-            pass_fds=(report_write,),
-            **whom,
-        )
-    except OSError as error:
-        os.close(order_write)
-        os.close(report_read)
-        raise StartFailed(f"the session leader could not be run: {error.strerror}") from error
-    finally:
-        os.close(order_read)
-        os.close(report_write)
+    with ExitStack() as theirs, ExitStack() as ours:
+        order_read, order_write = os.pipe()
+        theirs.callback(os.close, order_read)
+        order = ours.enter_context(os.fdopen(order_write, "wb"))
+        report_read, report_write = os.pipe()
+        theirs.callback(os.close, report_write)
+        report = ours.enter_context(FileIO(report_read))
+        try:
+            child = subprocess.Popen(
+                [interpreter, "-ISE", str(program), str(report_write)],
+                **{**_SILENT, "stdin": order_read},
+                cwd="/",
+                env=environment,
+                umask=0o077,
+                start_new_session=True,
+                pass_fds=(report_write,),
+                **whom,
+            )
+        except OSError as error:
+            raise StartFailed(f"the session leader could not be run: {error.strerror}") from error
+        ours.pop_all()
     # The driver watches the leader by its pid alone, like those that it takes up from an agent
     # before it; Popen must not expect to see its end.
     child.returncode = 0
-    return Spawned(pid=child.pid, order=order_write, report=report_read)
+    return Spawned(child.pid, order, report)
 
 
 def send_order(spawned: Spawned, facts: dict[str, Any]) -> None:
     """Tell the leader what to run. It reads all of it before it does anything else."""
     try:
-        with os.fdopen(spawned.order, "wb") as pipe:
+        with spawned.order as pipe:
             pipe.write(json.dumps(facts).encode())
     except BrokenPipeError:
         raise StartFailed("the session leader ended at once") from None
