@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import pwd
@@ -11,6 +12,7 @@ import socket
 import stat
 import struct
 import subprocess
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -18,9 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
+from Xlib.display import Display
 
 from deskfleet.agent.drivers.leader.children import descendants
+from deskfleet.agent.drivers.pictures import encode
 from deskfleet.agent.drivers.processes import identify
+from deskfleet.agent.drivers.rfb_picture import take_picture
 from deskfleet.agent.drivers.xvnc import XvncDriver
 from deskfleet.agent.drivers.xvnc_record import SessionRecord
 from deskfleet.core.records import Type
@@ -462,6 +468,27 @@ def test_no_other_server_takes_a_display_away(folder: Path) -> None:
         assert len(numbers | {inside.display}) == 4
 
     play(folder, story)
+
+
+def test_a_picture_has_the_colours_of_the_desktop(folder: Path) -> None:
+    colours = {0: (255, 0, 0), 1: (0, 255, 0), 2: (0, 0, 255), 3: (16, 128, 240)}
+    folder.chmod(0o777)
+    with another_server(rfb_socket=folder / "rfb.sock") as number:
+        desktop = Display(f":{number}")
+        root = desktop.screen().root
+        for column, (red, green, blue) in colours.items():
+            paint = root.create_gc(foreground=red << 16 | green << 8 | blue)
+            root.fill_rectangle(paint, 10 * column, 0, 10, 10)
+        desktop.sync()
+        with take_picture(folder / "rfb.sock", 10, threading.Lock()) as picture:
+            for format in ("png", "jpeg"):
+                content = encode(picture, max_width=9999, max_height=9999, format=format)
+                shown = Image.open(io.BytesIO(content))
+                for column, colour in colours.items():
+                    pixel = shown.getpixel((10 * column + 5, 5))
+                    assert isinstance(pixel, tuple)
+                    assert all(abs(a - b) < 12 for a, b in zip(pixel, colour, strict=True))
+        desktop.close()
 
 
 LOOK_AROUND = """#!/bin/bash

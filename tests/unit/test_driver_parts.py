@@ -9,7 +9,9 @@ import socket
 import stat
 import struct
 import threading
-from collections.abc import Callable
+import tracemalloc
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -195,39 +197,97 @@ def rectangle(x: int, y: int, w: int, h: int, pixels: bytes) -> bytes:
     return struct.pack(">HHHHi", x, y, w, h, 0) + pixels
 
 
-def served(folder: Path, words: bytes, take: Callable[[Path], Image.Image]) -> Image.Image:
-    """Take a picture of a server that says these words, whatever it hears."""
-    path = folder / "rfb"
+@contextmanager
+def serving(folder: Path, words: Iterable[bytes], name: str = "rfb") -> Iterator[Path]:
+    """Give the socket of a server that says these words once, whatever it hears."""
+    path = folder / name
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen()
 
         def serve() -> None:
             connection, _ = listener.accept()
-            with connection:
-                connection.sendall(words)
+            with connection, suppress(OSError):
+                for some in words:
+                    connection.sendall(some)
                 while connection.recv(4096):
                     pass
 
         server = threading.Thread(target=serve)
         server.start()
         try:
-            return take(path)
+            yield path
         finally:
             server.join()
 
 
+def served(
+    folder: Path, *words: bytes, seconds: float = 5, large: threading.Lock | None = None
+) -> Image.Image:
+    with (
+        serving(folder, words) as path,
+        take_picture(path, seconds, large or threading.Lock()) as picture,
+    ):
+        return picture
+
+
 def test_a_picture_is_put_together_from_rectangles(tmp_path: Path) -> None:
-    blue, green, red, white = b"\xff\0\0\0", b"\0\xff\0\0", b"\0\0\xff\0", b"\xff\xff\xff\0"
+    red, green, blue, white = b"\xff\0\0\0", b"\0\xff\0\0", b"\0\0\xff\0", b"\xff\xff\xff\0"
     words = HELLO + INIT + b"\x02" + struct.pack(">B3xI", 3, 2) + b"hi"
     words += UPDATE + rectangle(0, 0, 1, 2, blue + red) + rectangle(1, 0, 1, 2, green + white)
-    picture = served(tmp_path, words, lambda path: take_picture(path, 5))
+    picture = served(tmp_path, words)
     assert [picture.getpixel(at) for at in ((0, 0), (1, 0), (0, 1), (1, 1))] == [
-        (0, 0, 255),
-        (0, 255, 0),
-        (255, 0, 0),
-        (255, 255, 255),
+        (0, 0, 255, 0),
+        (0, 255, 0, 0),
+        (255, 0, 0, 0),
+        (255, 255, 255, 0),
     ]
+    for format in ("png", "jpeg"):
+        content = encode(picture, max_width=9, max_height=9, format=format)
+        assert Image.open(io.BytesIO(content)).mode == "RGB"
+
+
+def test_a_rectangle_of_any_width_is_put_in_its_place(tmp_path: Path) -> None:
+    """Also one of more rows than are read at once."""
+    width, height = 1300, 700
+    expected = Image.linear_gradient("L").resize((width, height)).convert("RGBX")
+    rectangles = []
+    for x, w in ((0, 1), (1, 1200), (1201, 99)):
+        pixels = expected.crop((x, 0, x + w, height)).tobytes()
+        rectangles.append(rectangle(x, 0, w, height, pixels))
+    words = [HELLO, struct.pack(">HH16xI", width, height, 0), struct.pack(">BxH", 0, 3)]
+    picture = served(tmp_path, *words, *rectangles)
+    assert picture.tobytes() == expected.tobytes()
+
+
+def test_a_picture_is_in_memory_once(tmp_path: Path) -> None:
+    width, height = 3840, 2160
+    row = bytes(width * 4)
+    words = [HELLO, struct.pack(">HH16xI", width, height, 0), struct.pack(">BxH", 0, 1)]
+    words += [struct.pack(">HHHHi", 0, 0, width, height, 0), *[row] * height]
+    tracemalloc.start()
+    try:
+        served(tmp_path, *words)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert width * height * 4 < most < 1.1 * width * height * 4
+
+
+def test_of_large_pictures_there_is_one_at_a_time(tmp_path: Path) -> None:
+    large, words = threading.Lock(), [HELLO, struct.pack(">HH16xI", 3841, 2160, 0)]
+    update = [struct.pack(">BxH", 0, 1), rectangle(0, 0, 3841, 2160, bytes(3841 * 2160 * 4))]
+    with (
+        serving(tmp_path, [*words, *update], "first") as first,
+        take_picture(first, 5, large) as picture,
+    ):
+        assert picture.size == (3841, 2160)
+        with pytest.raises(Unavailable, match="another large picture took too long"):
+            served(tmp_path, *words, seconds=0.1, large=large)
+        (tmp_path / "rfb").unlink()
+        small = HELLO + INIT + struct.pack(">BxH", 0, 1) + rectangle(0, 0, 2, 2, bytes(16))
+        assert served(tmp_path, small, large=large).size == (2, 2)
+    assert not large.locked()
 
 
 @pytest.mark.parametrize(
@@ -237,6 +297,8 @@ def test_a_picture_is_put_together_from_rectangles(tmp_path: Path) -> None:
         b"RFB 003.008\n\x01\x02",
         b"RFB 003.008\n\x01\x01\0\0\0\x01",
         HELLO + struct.pack(">HH16xI", 65535, 65535, 0),
+        HELLO + struct.pack(">HH16xI", 7680, 4321, 0),
+        HELLO + struct.pack(">HH16xI", 0, 2, 0),
         HELLO + struct.pack(">HH16xI", 2, 2, 2**32 - 1),
         HELLO + INIT + b"\xc8",
         HELLO + INIT + UPDATE + rectangle(1, 1, 2, 2, b""),
@@ -246,12 +308,15 @@ def test_a_picture_is_put_together_from_rectangles(tmp_path: Path) -> None:
 )
 def test_a_server_that_misbehaves_gives_no_picture(tmp_path: Path, words: bytes) -> None:
     with pytest.raises(Unavailable, match="gives no picture"):
-        served(tmp_path, words, lambda path: take_picture(path, 0.3))
+        served(tmp_path, words, seconds=0.3)
 
 
 def test_no_server_gives_no_picture(tmp_path: Path) -> None:
-    with pytest.raises(Unavailable):
-        take_picture(tmp_path / "nothing", 1)
+    with (
+        pytest.raises(Unavailable),
+        take_picture(tmp_path / "nothing", 1, threading.Lock()),
+    ):
+        pass
 
 
 def simulated_spec() -> SessionSpec:

@@ -29,13 +29,15 @@ def picture_format(asked: str) -> str:
 
 
 def encode(screen: Image.Image, *, max_width: int, max_height: int, format: str) -> bytes:
-    """Return the screen in a format of `picture_format`, with its aspect kept."""
+    """Return the screen, RGB or RGBX, in a format of `picture_format`, with its aspect kept."""
     from PIL.Image import Resampling  # noqa: PLC0415 - see above
 
     screen.thumbnail((max(1, max_width), max(1, max_height)), Resampling.BILINEAR)
     content = io.BytesIO()
     if format == "png":
-        screen.save(content, "png", compress_level=_PNG_LEVEL)
+        # PNG doesn't know pixels with a byte that means nothing.
+        plain = screen.convert("RGB") if screen.mode == "RGBX" else screen
+        plain.save(content, "png", compress_level=_PNG_LEVEL)
     else:
         screen.save(content, "jpeg", quality=_JPEG_QUALITY)
     return content.getvalue()

@@ -13,6 +13,7 @@ import asyncio
 import functools
 import logging
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -99,6 +100,7 @@ class XvncDriver:
         )
         self._sessions: dict[str, _Session] = {}
         self._threads = ThreadPoolExecutor(_THREADS, "xvnc")
+        self._large_picture = threading.Lock()
         self._on_end: Callable[[str, str], None] = lambda _session_id, _reason: None
         self._leader = Path()
         self._trouble: tuple[float, str | None] | None = None
@@ -173,9 +175,12 @@ class XvncDriver:
         if display is None:
             raise Missing(f"session {session_id} does not run here")
         taken_at = self._clock.now()
-        content = await self._in_thread(
-            _shoot, display, max_width=max_width, max_height=max_height, format=encoded_as
-        )
+
+        def shoot() -> bytes:
+            with take_picture(display, _PICTURE_LIMIT_SECONDS, self._large_picture) as screen:
+                return encode(screen, max_width=max_width, max_height=max_height, format=encoded_as)
+
+        content = await self._in_thread(shoot)
         return [Picture(format=encoded_as, content=content, taken_at=taken_at)]
 
     def display_socket(self, session_id: str) -> Path | None:
@@ -343,8 +348,3 @@ def _lives(record: SessionRecord) -> bool:
         and record.leader is not None
         and identify(record.leader.pid) == record.leader
     )
-
-
-def _shoot(display: Path, *, max_width: int, max_height: int, format: str) -> bytes:
-    screen = take_picture(display, _PICTURE_LIMIT_SECONDS)
-    return encode(screen, max_width=max_width, max_height=max_height, format=format)
