@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
 import deskfleet.agent.loop as loop_module
 from deskfleet.agent.journal import Journal
+from deskfleet.agent.journal_file import Failure, JournalFile, Line
 from deskfleet.agent.loop import Loop
 from deskfleet.core.records import Intent, Phase, Report, SessionRequest, Type
 from deskfleet.errors import StartFailed, Unavailable
 from deskfleet.ports import Picture, Running, SessionSpec
 from deskfleet.wire.messages import Desire, Observation, decode_from_agent, encode
 from support.builders import NOON, a_request
+from support.fake_hosts import Disk
 
 LIMIT_SECONDS = 10.0
+SYNC_SECONDS = 0.02
+
+S = TypeVar("S", bound="Stage")
 
 
 class LedDriver:
@@ -129,13 +136,15 @@ class Stage:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "journal.jsonl"
+        self.disk = Disk()
         self.driver = LedDriver()
         self.visitors = Visitors()
         self.changes = asyncio.Event()
         self.loop = self._loop()
 
     def _loop(self) -> Loop:
-        return Loop("n1", self.driver, Journal(self.path), self.visitors, self.changes.set)
+        journal = Journal(JournalFile(self.path), self.disk.off_loop)
+        return Loop("n1", self.driver, journal, self.visitors, self.changes.set)
 
     async def restart(self) -> None:
         await self.loop.close()
@@ -148,6 +157,10 @@ class Stage:
     def report(self, id: str = "s1") -> Report | None:
         return next((one.report for one in self.loop.observed() if one.report.id == id), None)
 
+    def is_noted(self, id: str, phase: Phase) -> bool:
+        entry = self.loop._journal.entries.get(id)
+        return entry is not None and entry.phase is phase
+
     def phase(self, id: str = "s1") -> Phase | None:
         report = self.report(id)
         return None if report is None else report.phase
@@ -159,6 +172,14 @@ class Stage:
                 self.changes.clear()
                 await self.changes.wait()
 
+    def all_are(self, phase: Phase, count: int) -> bool:
+        phases = [one.report.phase for one in self.loop.observed()]
+        return phases == [phase] * count
+
+    async def until_it_stands(self) -> None:
+        """Wait until something has come to a disk that stands."""
+        await asyncio.wait_for(self.disk.has_work.wait(), LIMIT_SECONDS)
+
     async def until_called(self, *calls: str) -> None:
         deadline = asyncio.get_running_loop().time() + LIMIT_SECONDS
         while self.driver.calls != list(calls):
@@ -166,9 +187,40 @@ class Stage:
             await asyncio.sleep(0.001)
 
 
-def run(folder: Path, scenario: Callable[[Stage], Coroutine[Any, Any, None]]) -> None:
+class SlowFile(JournalFile):
+    """Takes as long as a busy disk does to have everything on it, and counts how often."""
+
+    syncs = 0
+    full = False
+    refused = 0
+
+    def _attempt(self, lines: Sequence[Line]) -> Failure | None:
+        if self.full:
+            self.refused += 1
+            return "No space left on device"
+        return super()._attempt(lines)
+
+    def _append(self, text: bytes) -> None:
+        super()._append(text)
+        time.sleep(SYNC_SECONDS)
+        self.syncs += 1
+
+
+class SlowStage(Stage):
+    """One with a slow disk, which a thread waits for."""
+
+    def _loop(self) -> Loop:
+        self.file = SlowFile(self.path)
+        return Loop("n1", self.driver, Journal(self.file), self.visitors, self.changes.set)
+
+
+def run(
+    folder: Path,
+    scenario: Callable[[S], Coroutine[Any, Any, None]],
+    kind: type[S] = Stage,  # type: ignore[assignment]  # what a scenario takes by default
+) -> None:
     async def whole() -> None:
-        stage = Stage(folder)
+        stage = kind(folder)
         await stage.loop.open()
         try:
             async with asyncio.timeout(30):
@@ -205,7 +257,8 @@ class TestStarting:
         async def scenario(stage: Stage) -> None:
             stage.driver.may_start.clear()
             stage.want(wish())
-            assert stage.phase() is Phase.STARTING
+            stage.want(wish())
+            await stage.until(lambda: stage.phase() is Phase.STARTING)
             stage.want(wish())
             await stage.until_called("start s1 1")
             stage.driver.may_start.set()
@@ -227,9 +280,14 @@ class TestStarting:
 
     def test_the_intent_is_on_the_disk_before_the_driver_is_asked(self, tmp_path: Path) -> None:
         async def scenario(stage: Stage) -> None:
-            stage.driver.may_start.clear()
+            stage.disk.stands = True
             stage.want(wish())
+            await asyncio.sleep(0.01)
             assert stage.driver.calls == []
+            assert stage.report() is None
+            stage.driver.may_start.clear()
+            stage.disk.go_on()
+            await stage.until_called("start s1 1")
             assert b'"phase":"STARTING"' in stage.path.read_bytes()
 
         run(tmp_path, scenario)
@@ -245,6 +303,7 @@ class TestStarting:
             stage.want(wish())
             await stage.restart()
             stage.want(wish())
+            await asyncio.sleep(0.01)
             assert stage.phase() is Phase.FAILED
             # The broker has heard it, and places it here once more.
             stage.want(wish(generation=2))
@@ -275,7 +334,7 @@ class TestStarting:
             stage.want(wish())
             await stage.until(lambda: stage.phase() is Phase.FAILED)
             stage.want()
-            assert stage.report() is None
+            await stage.until(lambda: stage.report() is None)
 
         run(tmp_path, scenario)
 
@@ -321,7 +380,7 @@ class TestStopping:
             assert stage.driver.calls == ["start s1 1", "stop s1"]
             assert stage.visitors.forgotten == ["s1"]
             stage.want()
-            assert stage.loop.observed() == ()
+            await stage.until(lambda: stage.loop.observed() == ())
 
         run(tmp_path, scenario)
 
@@ -369,6 +428,7 @@ class TestEnding:
             stage.changes.clear()
             stage.driver.end("s1", "logged out")
             assert stage.changes.is_set()
+            await stage.until(lambda: stage.phase() is Phase.ENDED)
             report = stage.report()
             assert report is not None
             assert (report.phase, report.reason) == (Phase.ENDED, "logged out")
@@ -519,8 +579,8 @@ class TestGenerations:
             stage.want(wish())
             await stage.until(lambda: stage.phase() is Phase.RUNNING)
             stage.want(wish(generation=2))
+            await stage.until_called("start s1 1", "stop s1", "start s1 2")
             await stage.until(lambda: stage.phase() is Phase.RUNNING)
-            assert stage.driver.calls == ["start s1 1", "stop s1", "start s1 2"]
             assert stage.driver.sessions["s1"].generation == 2
 
         run(tmp_path, scenario)
@@ -540,12 +600,13 @@ class TestGenerations:
     def test_what_is_known_to_have_run_is_not_started_again(self, tmp_path: Path) -> None:
         async def scenario(stage: Stage) -> None:
             stage.want(wish(started=True))
-            assert stage.phase() is Phase.ENDED
+            await stage.until(lambda: stage.phase() is Phase.ENDED)
             assert stage.driver.calls == []
             # It runs, and only the journal was lost.
             stage.driver.put("s2")
             stage.want(wish("s2", started=True))
-            assert stage.phase("s2") is Phase.RUNNING
+            await stage.until(lambda: stage.is_noted("s2", Phase.RUNNING))
+            assert stage.driver.calls == []
 
         run(tmp_path, scenario)
 
@@ -742,3 +803,182 @@ class TestRestarting:
             await stage.loop.open()
 
         run(tmp_path, scenario)
+
+
+class TestSlowDisks:
+    """The loop that notes also relays all desktops, and beats."""
+
+    def test_a_hundred_starts_and_ends_cost_a_few_syncs_and_hold_nobody_up(
+        self, tmp_path: Path
+    ) -> None:
+        async def scenario(stage: SlowStage) -> None:
+            wishes = [wish(f"s{number}") for number in range(100)]
+            async with longest_wait() as longest:
+                stage.want(*wishes)
+                await stage.until(lambda: stage.all_are(Phase.RUNNING, 100))
+                stage.want(*(wish(f"s{number}", stop=True) for number in range(100)))
+                await stage.until(lambda: stage.all_are(Phase.ENDED, 100))
+                stage.want()
+                await stage.until(lambda: stage.loop.observed() == ())
+            assert longest() < 100 * SYNC_SECONDS / 4
+            assert 4 <= stage.file.syncs <= 12
+
+        run(tmp_path, scenario, SlowStage)
+
+    def test_what_is_on_its_way_to_the_disk_is_told_to_nobody(self, tmp_path: Path) -> None:
+        async def scenario(stage: Stage) -> None:
+            stage.driver.may_start.clear()
+            stage.want(wish())
+            await stage.until_called("start s1 1")
+            stage.disk.stands = True
+            stage.driver.may_start.set()
+            await stage.until_it_stands()
+            assert stage.driver.sessions
+            assert stage.phase() is Phase.STARTING
+            stage.disk.go_on()
+            await stage.until(lambda: stage.phase() is Phase.RUNNING)
+            stage.disk.stands = True
+            stage.driver.end("s1", "crashed")
+            await stage.until_it_stands()
+            assert stage.phase() is Phase.RUNNING
+            stage.disk.go_on()
+            await stage.until(lambda: stage.phase() is Phase.ENDED)
+
+        run(tmp_path, scenario)
+
+    def test_a_stop_that_comes_before_the_intent_is_noted_starts_nothing(
+        self, tmp_path: Path
+    ) -> None:
+        async def scenario(stage: Stage) -> None:
+            stage.disk.stands = True
+            stage.want(wish())
+            stage.want(wish(stop=True))
+            await stage.until_it_stands()
+            stage.want(wish(stop=True))
+            stage.disk.go_on()
+            await stage.until(lambda: stage.phase() is Phase.ENDED)
+            assert stage.driver.calls == ["stop s1"]
+
+        run(tmp_path, scenario)
+
+    def test_an_agent_that_closes_waits_for_what_is_being_noted(self, tmp_path: Path) -> None:
+        async def scenario(stage: Stage) -> None:
+            stage.disk.stands = True
+            stage.want(wish())
+            await stage.until_it_stands()
+            closing = asyncio.create_task(stage.loop.close())
+            await asyncio.sleep(0.01)
+            assert not closing.done()
+            stage.disk.go_on()
+            await closing
+            assert stage.driver.calls == []
+            assert b'"phase":"STARTING"' in stage.path.read_bytes()
+            stage.loop = stage._loop()
+            await stage.loop.open()
+            assert stage.report() is None
+            stage.want(wish())
+            await stage.until(lambda: stage.phase() is Phase.RUNNING)
+            assert stage.driver.calls == ["start s1 1"]
+
+        run(tmp_path, scenario)
+
+    def test_a_start_that_can_not_be_cut_short_any_more_is_noted(self, tmp_path: Path) -> None:
+        async def scenario(stage: Stage) -> None:
+            stage.driver.may_start.clear()
+            stage.want(wish())
+            await stage.until_called("start s1 1")
+            stage.disk.stands = True
+            stage.driver.may_start.set()
+            await stage.until_it_stands()
+            stage.want(wish(stop=True))
+            closing = asyncio.create_task(stage.loop.close())
+            await asyncio.sleep(0.01)
+            stage.disk.go_on()
+            await closing
+            stage.loop = stage._loop()
+            await stage.loop.open()
+            assert (stage.phase(), stage.driver.calls) == (Phase.RUNNING, ["start s1 1"])
+
+        run(tmp_path, scenario)
+
+
+class TestFailingDisks:
+    def test_what_can_not_be_noted_is_put_off(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(loop_module, "AGAIN_SECONDS", 0.01)
+
+        async def scenario(stage: SlowStage) -> None:
+            stage.file.full = True
+            stage.want(wish())
+            await stage.until(lambda: stage.file.refused >= 3)
+            assert (stage.driver.calls, stage.report()) == ([], None)
+            stage.file.full = False
+            await stage.until(lambda: stage.phase() is Phase.RUNNING)
+            stage.file.full, stage.file.refused = True, 0
+            stage.driver.end("s1", "crashed")
+            await stage.until(lambda: stage.file.refused >= 3)
+            assert stage.phase() is Phase.RUNNING
+            stage.file.full = False
+            await stage.until(lambda: stage.phase() is Phase.ENDED)
+            report = stage.report()
+            assert report is not None
+            assert report.reason == "crashed"
+            assert stage.driver.calls == ["start s1 1"]
+
+        run(tmp_path, scenario, SlowStage)
+
+    def test_a_start_whose_outcome_could_not_be_noted_is_not_begun_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(loop_module, "AGAIN_SECONDS", 0.01)
+
+        async def scenario(stage: SlowStage) -> None:
+            stage.driver.may_start.clear()
+            stage.want(wish())
+            await stage.until_called("start s1 1")
+            stage.file.full = True
+            stage.driver.may_start.set()
+            await stage.until(lambda: stage.file.refused >= 2)
+            assert stage.phase() is Phase.STARTING
+            # Nor is it lost when nobody names it.
+            stage.want()
+            stage.file.full = False
+            await stage.until(lambda: stage.phase() is Phase.RUNNING)
+            assert stage.driver.calls == ["start s1 1"]
+
+        run(tmp_path, scenario, SlowStage)
+
+    def test_a_start_that_failed_is_forgotten_when_nobody_names_it_meanwhile(
+        self, tmp_path: Path
+    ) -> None:
+        async def scenario(stage: Stage) -> None:
+            stage.driver.fails = [Unavailable("not now")]
+            stage.want(wish())
+            await stage.until(lambda: stage.loop._put_off)
+            assert stage.phase() is Phase.STARTING
+            stage.want()
+            await stage.until(lambda: stage.report() is None)
+            assert stage.driver.calls == ["start s1 1"]
+
+        run(tmp_path, scenario)
+
+
+@contextlib.asynccontextmanager
+async def longest_wait() -> AsyncIterator[Callable[[], float]]:
+    """Measure for how many seconds on end the event loop does nothing for anybody else."""
+    longest = 0.0
+
+    async def look() -> None:
+        nonlocal longest
+        while True:
+            began = time.monotonic()
+            await asyncio.sleep(0.001)
+            longest = max(longest, time.monotonic() - began)
+
+    looking = asyncio.create_task(look())
+    try:
+        yield lambda: longest
+    finally:
+        looking.cancel()
+        await asyncio.wait({looking})

@@ -8,6 +8,7 @@ law that guards against it is missing, or is not looked at.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -16,7 +17,8 @@ import pytest
 from hypothesis import Phase as Stretch
 
 from deskfleet.agent.journal import Journal
-from deskfleet.agent.loop import FINAL, Loop
+from deskfleet.agent.journal_file import Line
+from deskfleet.agent.loop import Loop, Step
 from deskfleet.broker.service import convergence, observing
 from deskfleet.broker.service.housekeeping import Housekeeping
 from deskfleet.broker.service.observing import Fence, Taken
@@ -35,6 +37,7 @@ from deskfleet.core.records import (
     Server,
     Session,
 )
+from deskfleet.errors import Unavailable
 from deskfleet.ports import SessionSpec
 from deskfleet.wire.link import AgentLink
 from deskfleet.wire.messages import Desire, Desired, FromBroker
@@ -135,11 +138,31 @@ def _(patch: pytest.MonkeyPatch) -> None:
 
 @planted("the journal does not reach the disk", stories.killed_before_it_is_heard)
 def _(patch: pytest.MonkeyPatch) -> None:
-    def write(journal: Journal, session_id: str, entry: Any) -> None:
-        if entry is None:
-            journal.entries.pop(session_id, None)
-        else:
-            journal.entries[session_id] = entry
+    async def write(journal: Journal, session_id: str, entry: Any) -> None:
+        Line(id=session_id, entry=entry).put_into(journal.entries)
+
+    patch.setattr(Journal, "write", write)
+
+
+@planted("a session is begun while its intent is on its way to the disk")
+def _(patch: pytest.MonkeyPatch) -> None:
+    careful = Loop._note
+
+    async def note(loop: Loop, spec: SessionSpec, phase: Phase, reason: str | None = None) -> None:
+        noting = asyncio.ensure_future(careful(loop, spec, phase, reason))
+        if phase is not Phase.STARTING:
+            await noting
+
+    patch.setattr(Loop, "_note", note)
+
+
+@planted("a session is begun though its intent could not be written", stories.its_disk_is_full)
+def _(patch: pytest.MonkeyPatch) -> None:
+    careful = Journal.write
+
+    async def write(journal: Journal, session_id: str, entry: Any) -> None:
+        with contextlib.suppress(Unavailable):
+            await careful(journal, session_id, entry)
 
     patch.setattr(Journal, "write", write)
 
@@ -148,8 +171,8 @@ def _(patch: pytest.MonkeyPatch) -> None:
 def _(patch: pytest.MonkeyPatch) -> None:
     careful = Loop._take_on
 
-    def take_on(loop: Loop, id: str, desire: Desire) -> None:
-        careful(loop, id, rules.replace(desire, started=False))
+    def take_on(loop: Loop, desire: Desire) -> Step:
+        return careful(loop, rules.replace(desire, started=False))
 
     patch.setattr(Loop, "_take_on", take_on)
 
@@ -159,7 +182,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
     careful = Loop._stop
 
     async def stop(loop: Loop, spec: SessionSpec) -> None:
-        loop._note(spec.session_id, spec, Phase.ENDED)
+        await loop._note(spec, Phase.ENDED)
         await careful(loop, spec)
 
     patch.setattr(Loop, "_stop", stop)
@@ -167,16 +190,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
 
 @planted("an agent never forgets what is over")
 def _(patch: pytest.MonkeyPatch) -> None:
-    want = Loop.want
-
-    def hoard(loop: Loop, desires: Sequence[Desire]) -> None:
-        kept = {id: entry for id, entry in loop._journal.entries.items() if entry.phase in FINAL}
-        want(loop, desires)
-        loop._journal.entries.update(
-            {id: entry for id, entry in kept.items() if id not in loop._journal.entries}
-        )
-
-    patch.setattr(Loop, "want", hoard)
+    patch.setattr(Loop, "_leave", lambda loop, entry: None)
 
 
 @planted("a session that dies by itself is not noticed")

@@ -14,6 +14,7 @@ import pytest
 
 from deskfleet.agent.drivers.simulated import SimulatedDriver
 from deskfleet.agent.journal import Journal
+from deskfleet.agent.journal_file import JournalFile
 from deskfleet.agent.loop import Loop
 from deskfleet.broker.service.servers import Closing
 from deskfleet.core.records import Session
@@ -66,7 +67,7 @@ class LoopingAgent(PlayedAgent):
         super().__init__(house, server_id, some_facts(server_id, **facts))
         self.changed = asyncio.Event()
         self.driver = CountingDriver()
-        journal = Journal(folder / f"{server_id}.jsonl")
+        journal = Journal(JournalFile(folder / f"{server_id}.jsonl"))
         self.loop = Loop(server_id, self.driver, journal, Nobody(), self.changed.set)
         self.reporting = asyncio.create_task(self._report())
 

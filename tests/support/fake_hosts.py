@@ -1,8 +1,8 @@
 """Machines that run sessions, with a driver that does as the test says, and their agents.
 
 What runs belongs to the `Host` and outlives every agent; the journal is a file of its own. The
-agent is the real one: its loop, its journal, its uplink. Killing it drops it in the middle of
-whatever it does: the file stays as it was at that instant.
+agent is the real one: its loop, its journal, its uplink. Its disk may stand still, or fail. Killing
+it drops it in the middle of whatever it does: the file stays as it was at that instant.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, TypeVar, cast
 
 from deskfleet.agent.broker_door import BrokerDoor
 from deskfleet.agent.desktop.attendance import Attendance
 from deskfleet.agent.identity import Identity
-from deskfleet.agent.journal import Entry, Journal
+from deskfleet.agent.journal import Journal
+from deskfleet.agent.journal_file import Entry, Failure, JournalFile, Line
 from deskfleet.agent.loop import Loop
 from deskfleet.agent.uplink import Uplink
 from deskfleet.core.records import Facts, Os, Phase, Type
@@ -26,6 +27,8 @@ from deskfleet.errors import StartFailed, Unavailable
 from deskfleet.ports import Picture, Running, SessionSpec
 from support.fleet_laws import Verdict
 from support.virtual_time import VirtualClock, VirtualLoop
+
+T = TypeVar("T")
 
 
 class Host:
@@ -49,8 +52,11 @@ class Host:
         """Each `hang` or `break`."""
         self.ran: set[tuple[str, int]] = set()
         """Generations that the agent has known to run: none of them may be begun again."""
+        self.disk = Disk()
 
-    def begin(self, spec: SessionSpec) -> None:
+    def begin(self, spec: SessionSpec, noted: Entry | None) -> None:
+        intent = Entry(spec=spec, phase=Phase.STARTING)
+        self.verdict.must(noted == intent, f"{self.id} begins {spec.session_id}: {noted} is noted")
         again = (spec.session_id, spec.generation) in self.ran
         self.verdict.must(not again, f"{self.id} begins {spec.session_id} again, which has run")
         self.verdict.must(spec.generation > 0, f"{self.id} begins {spec.session_id}, not ours")
@@ -70,6 +76,42 @@ class Host:
         self.running.clear()
         self.starting.clear()
         self.facts = replace(self.facts, boot_id=self.facts.boot_id + "+")
+
+
+class Disk:
+    """Where a journal is; what is written to it may have to wait, and may fail."""
+
+    def __init__(self) -> None:
+        self.stands = False
+        self.next_writes: deque[str] = deque()
+        """Each `full` (nothing is written) or `lost` (all is, and the disk says that it isn't);
+        without any a write succeeds."""
+        self.has_work = asyncio.Event()
+        """Set while something waits."""
+        self._waiting: deque[tuple[Callable[[], Any], asyncio.Future[Any]]] = deque()
+
+    def off_loop(self, call: Callable[[], T], /) -> asyncio.Future[T]:
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[T] = loop.create_future()
+        self._waiting.append((call, answer))
+        self.has_work.set()
+        if not self.stands:
+            loop.call_soon(self.go_on)
+        return answer
+
+    def go_on(self) -> None:
+        self.stands = False
+        self.has_work.clear()
+        while self._waiting:
+            call, answer = self._waiting.popleft()
+            answer.set_result(call())
+
+    def forget(self) -> None:
+        """Drop what waits, as the end of a program does."""
+        self.stands = False
+        self.has_work.clear()
+        while self._waiting:
+            self._waiting.popleft()[1].cancel()
 
 
 def facts_of(server_id: str, zone: str, seats: int, each: int, types: tuple[Type, ...]) -> Facts:
@@ -92,9 +134,10 @@ def facts_of(server_id: str, zone: str, seats: int, each: int, types: tuple[Type
 class FakeDriver:
     name = "fake"
 
-    def __init__(self, host: Host, clock: VirtualClock) -> None:
+    def __init__(self, host: Host, clock: VirtualClock, file: JournalFile) -> None:
         self._host = host
         self._clock = clock
+        self._file = file
         self._on_end: Callable[[str, str], None] = lambda _id, _reason: None
         self.dead = False
 
@@ -114,7 +157,7 @@ class FakeDriver:
             return
         host.verdict.must(current is None, f"{host.id} starts {id} beside another copy")
         self._occupy(id)
-        host.begin(spec)
+        host.begin(spec, self._file.entries.get(id))
         try:
             fate = await self._fate(host.next_starts, id)
             if fate == "fail":
@@ -190,7 +233,7 @@ class FakeDriver:
             self._host.starting.pop(id, None)
 
 
-class _WatchedJournal(Journal):
+class _WatchedFile(JournalFile):
     """Remembers which generations were known to run; says nothing once its agent is dead."""
 
     def __init__(self, host: Host) -> None:
@@ -198,12 +241,27 @@ class _WatchedJournal(Journal):
         self._host = host
         super().__init__(host.journal)
 
-    def write(self, session_id: str, entry: Entry | None) -> None:
+    def write(self, lines: Sequence[Line]) -> list[Failure | None]:
         if self.dead:
-            return
-        if entry is not None and entry.phase is Phase.RUNNING:
-            self._host.ran.add((session_id, entry.generation))
-        super().write(session_id, entry)
+            return ["the agent is dead"] * len(lines)
+        outcomes = super().write(lines)
+        for line, failure in zip(lines, outcomes, strict=True):
+            entry = line.entry
+            if failure is None and entry is not None and entry.phase is Phase.RUNNING:
+                self._host.ran.add((line.id, entry.generation))
+        return outcomes
+
+    def _attempt(self, lines: Sequence[Line]) -> Failure | None:
+        plan = self._host.disk.next_writes
+        fate = plan.popleft() if plan else "ok"
+        if fate == "full":
+            return "the disk is full"
+        before = dict(self.entries)
+        failure = super()._attempt(lines)
+        if fate == "lost":
+            self.entries, self.torn = before, True
+            return "the disk lost it"
+        return failure
 
 
 class _Door:
@@ -233,12 +291,12 @@ class Agent:
 
     def __init__(self, host: Host, clock: VirtualClock, brokers: Sequence[str]) -> None:
         self.host = host
-        self.driver = FakeDriver(host, clock)
+        self._file = _WatchedFile(host)
+        self.driver = FakeDriver(host, clock, self._file)
         self.door = _Door(brokers)
         self._changed = asyncio.Event()
-        self._journal = _WatchedJournal(host)
-        attendance = Attendance(clock)
-        self.loop = Loop(host.id, self.driver, self._journal, attendance, self._changed.set)
+        journal = Journal(self._file, host.disk.off_loop)
+        self.loop = Loop(host.id, self.driver, journal, Attendance(clock), self._changed.set)
         self._uplink = Uplink(
             cast(BrokerDoor, self.door),
             Identity(host.id, "secret"),
@@ -256,6 +314,10 @@ class Agent:
         await self.loop.open()
         await self._uplink.run()
 
+    async def lose(self, session_id: str) -> None:
+        """Let a session die by itself, and be seen to."""
+        self.driver.end(session_id, "it died")
+
     def look_again(self) -> None:
         """Say that something changed, as a driver's foreign session does at the next report."""
         self._changed.set()
@@ -263,13 +325,14 @@ class Agent:
     def cut_off(self) -> None:
         """Leave no trace from here on, as a killed program does."""
         self.driver.dead = True
-        self._journal.dead = True
-        self.loop._desires = None
+        self._file.dead = True
+        self.loop._closed = True
+        self.host.disk.forget()
         self.host.busy.clear()
         self.host.hung.clear()
 
     def let_go(self) -> None:
-        self._journal.close()
+        self._file.close()
 
     async def stop(self) -> None:
         """End in good order: what runs runs on."""
@@ -278,8 +341,11 @@ class Agent:
 
 
 def kill(loop: VirtualLoop, agent: Agent, *, finish: bool, clock: VirtualClock) -> None:
-    """Kill an agent; what it was starting comes up all the same where `finish` says so."""
+    """Kill an agent; what it was starting or writing comes to its end all the same where `finish`
+    says so."""
     host = agent.host
+    if finish:
+        host.disk.go_on()
     agent.cut_off()
     for spec in list(host.starting.values()):
         if finish:

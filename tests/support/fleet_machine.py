@@ -143,6 +143,16 @@ class FleetMachine(RuleBasedStateMachine):
     def come_through(self, name: str, fate: str) -> None:
         self.world.resolve(name, fate)
 
+    @rule(name=server, what=st.sampled_from(("stand", "stand", "go-on", "full", "lost")))
+    def disk_is_slow(self, name: str, what: str) -> None:
+        disk = self.world.hosts[name].disk
+        if what == "stand":
+            disk.stands = True
+        elif what == "go-on":
+            disk.go_on()
+        else:
+            disk.next_writes.append(what)
+
     @rule(name=server, which=number)
     def session_dies(self, name: str, which: int) -> None:
         if ids := list(self.world.hosts[name].running):
@@ -267,7 +277,7 @@ class FleetMachine(RuleBasedStateMachine):
     def moments_pass(self, seconds: float) -> None:
         self.world.loop.advance(seconds)
 
-    @rule(seconds=st.sampled_from((1, 5, 12, 12, 35, 70, 300)))
+    @rule(seconds=st.sampled_from((1, 5, 12, 12, 35, 70, 300, 1000)))
     def time_passes(self, seconds: float) -> None:
         self.world.loop.advance(seconds)
 

@@ -25,6 +25,8 @@ def heal(world: World) -> None:
     for host in world.hosts.values():
         host.next_starts.clear()
         host.next_stops.clear()
+        host.disk.next_writes.clear()
+        host.disk.go_on()
         host.facts = replace(host.facts, unhealthy=None)
     for slot in world.slots:
         world.start_broker(slot)

@@ -128,6 +128,13 @@ def it_will_not_stop(world: World, clients: Clients) -> None:
     clients.delete(world.brokers["b2"], session.id, "ann", force=False)
 
 
+def its_disk_is_full(world: World, clients: Clients) -> None:
+    """A server has no room to note what it is about to do."""
+    world.hosts["gamma"].disk.next_writes.extend(["full", "full"])
+    clients.create(world.brokers["b1"], [desk(wish="tag:zone = 'b'")])
+    world.loop.advance(1)
+
+
 def greeted_twice(world: World, clients: Clients) -> None:
     """A new server is greeted by two brokers at once, for its first hello took long."""
     for broker in world.brokers.values():

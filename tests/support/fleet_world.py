@@ -199,6 +199,7 @@ class World:
         agent = self.agents.get(name)
         if agent is None:
             return
+        self.hosts[name].disk.go_on()
         ended = self.loop.begin(name, agent.stop())
         self.loop.settle()
         self.verdict.must(ended.done(), f"the agent of {name} does not end")
@@ -225,7 +226,8 @@ class World:
         """Let a session die by itself, seen by the agent or not."""
         agent = self.agents.get(name)
         if agent is not None:
-            agent.driver.end(session_id, "it died")
+            self.loop.begin(name, agent.lose(session_id))
+            self.loop.settle()
         else:
             self.hosts[name].running.pop(session_id, None)
 

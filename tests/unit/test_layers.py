@@ -29,7 +29,6 @@ LONG_FUNCTIONS = {
 }
 BROAD_EXCEPTS = {
     "agent/drivers/dcv.py": "undoes a creation, and raises on; supervisor of the looks",
-    "agent/loop.py": "undoes the journal's word, and raises on",
     "agent/uplink.py": "an agent without a link is of no use: supervisor of the link",
     "broker/stores/group_commit.py": "the store thread lives on; who waits is told",
     "broker/stores/sql.py": "gives a connection back, and raises on",

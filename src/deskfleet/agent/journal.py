@@ -1,151 +1,103 @@
-"""What an agent must still know after it was killed: an append-only file of one line a change.
+"""What an agent must still know after it was killed.
 
 An intent is on the disk before anything is started, so that a start which was cut short is told
-from a session that ended, and a generation that has had its end is never started again. The
-last line of a session counts. A line that can't be read, or whose sum is wrong, is passed over:
-what really runs is asked of the driver anyway. The file is rewritten when most of it is history,
-and after a write that has failed.
+from a session that ended, and a generation that has had its end is never started again.
+
+The disk may be slow, and the agent's one event loop must not wait for it: whatever is to be noted
+at one moment is written by a thread, with one sync. Laws: `entries` holds what is on the disk, and
+nothing else; who awaits a write is told once it is there, or that it is not.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-from pathlib import Path
-from zlib import crc32
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol, TypeAlias, TypeVar
 
-import msgspec
+from deskfleet.agent.journal_file import Entry, Failure, JournalFile, Line
+from deskfleet.agent.settling import settled
+from deskfleet.errors import Unavailable
 
-from deskfleet.core.records import Frozen, Phase
-from deskfleet.errors import SetupFailed
-from deskfleet.machine import here
-from deskfleet.ports import SessionSpec
-from deskfleet.system import write_private
-
-log = logging.getLogger(__name__)
-
-REWRITE_LINES = 1000
+T = TypeVar("T")
+Waiting: TypeAlias = tuple[Line, asyncio.Future[None]]
+Written: TypeAlias = list[Failure | None]
 
 
-class Entry(Frozen, frozen=True):
-    """What an agent knows of one session that it was asked to run or stop."""
+class OffLoop(Protocol):
+    """Makes blocking calls, one after the other, while the event loop goes on."""
 
-    spec: SessionSpec
-    phase: Phase
-    reason: str | None = None
-
-    @property
-    def generation(self) -> int:
-        return self.spec.generation
-
-
-class Line(Frozen, frozen=True):
-    id: str
-    entry: Entry | None = None
-    """None: the session is forgotten."""
-
-
-class Summed(Frozen, frozen=True):
-    """A line as it stands in the file: one that a disk has changed must not be believed."""
-
-    sum: int
-    line: msgspec.Raw
-
-
-_encoder = msgspec.json.Encoder()
-_decoder = msgspec.json.Decoder(Line)
-_summed_decoder = msgspec.json.Decoder(Summed)
-
-
-def _encode(id: str, entry: Entry | None) -> bytes:
-    line = _encoder.encode(Line(id=id, entry=entry))
-    return _encoder.encode(Summed(sum=crc32(line), line=msgspec.Raw(line))) + b"\n"
-
-
-def _decode(text: bytes) -> Line:
-    summed = _summed_decoder.decode(text)
-    if crc32(summed.line) != summed.sum:
-        raise msgspec.DecodeError("the sum is wrong")
-    return _decoder.decode(summed.line)
+    def __call__(self, call: Callable[[], T], /) -> asyncio.Future[T]: ...
 
 
 class Journal:
-    """Raises `SetupFailed` where the file can't be read or written at all."""
+    """Serves one event loop. `off_loop` is a thread of the journal's own where it isn't given."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.entries: dict[str, Entry] = {}
-        self._lines = 0
-        self._descriptor: int | None = None
-        """Where lines are added; None while the file is being replaced, and after that failed."""
-        self._torn = False
-        """A write has failed: how the file ends is not known."""
-        try:
-            self._read()
-            self._rewrite()
-        except OSError as error:
-            raise SetupFailed(f"the journal can't be used: {path}: {error.strerror}") from error
+    def __init__(self, file: JournalFile, off_loop: OffLoop | None = None) -> None:
+        self.entries: dict[str, Entry] = dict(file.entries)
+        self._file = file
+        self._thread = ThreadPoolExecutor(1, "journal")
+        self._off_loop = off_loop or self._in_thread
+        self._waiting: list[Waiting] = []
+        self._idle = asyncio.Event()
+        self._idle.set()
 
-    def write(self, session_id: str, entry: Entry | None) -> None:
+    async def write(self, session_id: str, entry: Entry | None) -> None:
         """Remember an entry durably, or forget it where it is None.
 
-        Raises OSError where the disk fails; then everything is as it was before.
+        Two writes for one session are never under way at once. A cancellation comes only when the
+        outcome is known. Raises `Unavailable` where the disk fails; then everything is as before.
         """
-        old = self.entries.get(session_id)
-        if entry is None and old is None:
+        if self.entries.get(session_id) == entry:
             return
-        self._set(session_id, entry)
-        try:
-            if self._torn or self._lines > REWRITE_LINES + 4 * len(self.entries):
-                self._rewrite()
-            else:
-                self._append(_encode(session_id, entry))
-        except OSError:
-            self._set(session_id, old)
-            raise
+        answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((Line(id=session_id, entry=entry), answer))
+        self._wake()
+        await settled(answer)
 
-    def close(self) -> None:
-        descriptor, self._descriptor = self._descriptor, None
-        if descriptor is not None:
-            os.close(descriptor)
+    async def close(self) -> None:
+        """Finish what waits; nothing may be written any more."""
+        await self._idle.wait()
+        self._file.close()
+        self._thread.shutdown(wait=False)
 
-    def _set(self, session_id: str, entry: Entry | None) -> None:
-        if entry is None:
-            self.entries.pop(session_id, None)
+    def _wake(self) -> None:
+        if self._idle.is_set():
+            self._idle.clear()
+            self._begin_soon()
+
+    def _begin_soon(self) -> None:
+        # Not at once: what else is to be noted in this round of the loop goes along.
+        asyncio.get_running_loop().call_soon(self._begin)
+
+    def _begin(self) -> None:
+        batch, self._waiting = self._waiting, []
+        lines = [line for line, _ in batch]
+        job = self._off_loop(lambda: self._file.write(lines))
+        job.add_done_callback(lambda done: self._written(batch, done))
+
+    def _written(self, batch: list[Waiting], job: asyncio.Future[Written]) -> None:
+        """Tell everyone who waits, and go on with those who came meanwhile."""
+        if job.cancelled():
+            for _, answer in batch:
+                answer.cancel()
+        elif (error := job.exception()) is not None:
+            for _, answer in batch:
+                answer.set_exception(error)
         else:
-            self.entries[session_id] = entry
+            for (line, answer), failure in zip(batch, job.result(), strict=True):
+                self._tell(line, answer, failure)
+        if self._waiting:
+            self._begin_soon()
+        else:
+            self._idle.set()
 
-    def _append(self, line: bytes) -> None:
-        assert self._descriptor is not None
-        self._torn = True
-        rest = memoryview(line)
-        while rest:
-            rest = rest[os.write(self._descriptor, rest) :]
-        here.sync_content(self._descriptor)
-        self._torn = False
-        self._lines += 1
+    def _tell(self, line: Line, answer: asyncio.Future[None], failure: Failure | None) -> None:
+        if failure is None:
+            line.put_into(self.entries)
+            answer.set_result(None)
+        else:
+            answer.set_exception(Unavailable(f"the journal can't be written: {failure}"))
 
-    def _read(self) -> None:
-        try:
-            lines = self._path.read_bytes().splitlines()
-        except FileNotFoundError:
-            return
-        for number, text in enumerate(lines, start=1):
-            try:
-                line = _decode(text)
-            except (msgspec.DecodeError, UnicodeDecodeError):
-                log.warning("journal.line-passed-over", extra={"line": number})
-                continue
-            self._set(line.id, line.entry)
-
-    def _rewrite(self) -> None:
-        """Write all entries to a fresh file that takes the place of the old one."""
-        self._torn = True
-        # Closed first: Windows replaces no file that is open.
-        self.close()
-        write_private(
-            self._path, b"".join(_encode(id, entry) for id, entry in self.entries.items())
-        )
-        self._descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | here.BINARY)
-        self._torn = False
-        self._lines = len(self.entries)
+    def _in_thread(self, call: Callable[[], T]) -> asyncio.Future[T]:
+        return asyncio.get_running_loop().run_in_executor(self._thread, call)

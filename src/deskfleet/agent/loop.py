@@ -1,26 +1,27 @@
 """Makes what runs on this server what is wanted of it.
 
-Level-triggered: it is given the whole desired set, compares it with what runs, and starts or
-stops one session at a time each, all sessions at once. What it knows of each session goes to the
-journal before it acts. What isn't named in the desired set is left alone.
+Level-triggered: it is given the whole desired set, compares it with what runs, and takes one step
+of each session at a time, all sessions at once. A step is a task that notes in the journal what it
+is about to do, does it, and notes what came of it; only then is decided what comes next. What
+isn't named in the desired set is left alone.
 
 Laws: a generation is begun at most once; a lower generation than one seen is not listened to; a
-session that has failed or ended stays so until the broker stops naming it. What the journal can't
-take is put off, for that session alone, and tried again.
+session that has failed or ended stays so until the broker stops naming it. Nobody is told what the
+journal doesn't hold. What it can't take is put off, for that session alone, and tried again.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable, Coroutine, Iterable
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import msgspec
 
-from deskfleet.agent.journal import Entry, Journal
+from deskfleet.agent.journal import Journal
+from deskfleet.agent.journal_file import Entry
 from deskfleet.core.records import Intent, Phase, Report, SessionRequest
 from deskfleet.errors import StartFailed, Unavailable
 from deskfleet.ports import Running, SessionDriver, SessionSpec
@@ -28,6 +29,8 @@ from deskfleet.wire.bounds import cut
 from deskfleet.wire.messages import Desire, Observed
 
 log = logging.getLogger(__name__)
+
+Step: TypeAlias = Coroutine[Any, Any, None]
 
 FINAL = {Phase.FAILED, Phase.ENDED}
 AGAIN_SECONDS = 5.0
@@ -66,24 +69,35 @@ class Loop:
         self._desires: dict[str, Desire] | None = None
         """The last desired set; None before the first."""
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        """The steps that are under way."""
+        self._starts: set[str] = set()
+        """Those of them that are cut short when their session is to be stopped."""
+        self._ends: dict[str, str] = {}
+        """Why sessions ended by themselves, for as long as that isn't noted."""
         self._put_off: set[str] = set()
         self._closed = False
 
     async def open(self) -> None:
         """Take up what runs, and settle what the journal says of what doesn't."""
         await self._driver.open(self._ended)
-        running = {one.session_id: one.generation for one in self._driver.running()}
+        running = self._running()
         for id, entry in list(self._journal.entries.items()):
+            if id in self._tasks:
+                continue
             if running.get(id) == entry.generation:
-                self._note(id, entry.spec, Phase.RUNNING)
+                if entry.phase is not Phase.RUNNING:
+                    self._begin(id, self._note(entry.spec, Phase.RUNNING))
             elif entry.phase is Phase.RUNNING and running.get(id) == 0:
                 # The driver has lost which placement it is; we have not, and it lives.
                 log.warning("session.generation-lost", extra={"session_id": id})
             elif entry.phase is Phase.RUNNING:
-                self._note(id, entry.spec, Phase.ENDED, "it ended while the agent was away")
+                self._ends[id] = "it ended while the agent was away"
+                self._converge(id)
             elif entry.phase is Phase.STARTING:
                 # Cut short, and the driver has cleaned up: it may be begun again.
-                self._journal.write(id, None)
+                self._begin(id, self._forget(id))
+        while self._tasks:
+            await asyncio.wait(list(self._tasks.values()))
 
     async def close(self) -> None:
         """Let go; sessions run on. A start that is under way is cut short and cleaned up."""
@@ -92,7 +106,7 @@ class Loop:
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         await self._driver.close()
-        self._journal.close()
+        await self._journal.close()
 
     def want(self, desires: Iterable[Desire]) -> None:
         """Take over a new desired set."""
@@ -104,10 +118,7 @@ class Loop:
                 self._presence.close_all(id)
             self._converge(id)
         for id in [id for id in self._journal.entries if id not in wanted]:
-            if id not in self._tasks and self._journal.entries[id].phase in FINAL:
-                # What can't be forgotten now is not named in the next set either.
-                with contextlib.suppress(OSError):
-                    self._journal.write(id, None)
+            self._converge(id)
         self._on_change()
 
     def observed(self) -> tuple[Observed, ...]:
@@ -162,84 +173,40 @@ class Loop:
             request=request,
         )
 
+    def _running(self) -> dict[str, int]:
+        """Return the generation of each session that runs."""
+        return {one.session_id: one.generation for one in self._driver.running()}
+
     # Convergence of one session
 
     def _converge(self, id: str) -> None:
         """Begin the next step of a session, where there is one and none is under way."""
-        try:
-            self._next_step(id)
-        except OSError as error:
-            # Nothing is begun that the journal doesn't hold; other sessions may need no room.
-            log.error("journal.failed", extra={"session_id": id, "reason": str(error)})  # noqa: TRY400 - the reason says it all, and comes again and again
-            self._again(id)
-
-    def _again(self, id: str) -> None:
-        if id not in self._put_off:
-            self._put_off.add(id)
-            asyncio.get_running_loop().call_later(AGAIN_SECONDS, self._take_up, id)
-
-    def _take_up(self, id: str) -> None:
-        self._put_off.discard(id)
-        self._converge(id)
-        self._on_change()
-
-    def _next_step(self, id: str) -> None:
-        desire = (self._desires or {}).get(id)
-        if desire is None or self._closed:
-            return
-        spec, entry = desire.spec, self._journal.entries.get(id)
-        if entry is not None and entry.generation > spec.generation:
+        if self._closed:
             return
         if id in self._tasks:
-            starting = entry is not None and entry.phase is Phase.STARTING
-            if starting and desire.intent is Intent.STOP:
+            desire = (self._desires or {}).get(id)
+            if id in self._starts and desire is not None and desire.intent is Intent.STOP:
                 self._tasks[id].cancel()
             return
-        is_known = entry is not None and entry.generation == spec.generation
-        if is_known and entry is not None and entry.phase in FINAL:
-            return
-        if desire.intent is Intent.STOP:
-            self._begin(id, self._stop(spec))
-        elif entry is None or not is_known or entry.phase is Phase.STARTING:
-            # Starting, and no task: it could not be written how that came out.
-            self._take_on(id, desire)
-        elif _permissions(entry.spec) != _permissions(spec):
-            self._begin(id, self._permit(spec))
+        step = self._next_step(id)
+        if step is not None:
+            self._begin(id, step)
 
-    def _take_on(self, id: str, desire: Desire) -> None:
-        spec = desire.spec
-        running = {one.session_id: one.generation for one in self._driver.running()}
-        if running.get(id) == spec.generation:
-            self._note(id, self._as_begun(spec), Phase.RUNNING)
-            self._converge(id)
-        elif desire.started:
-            self._note(id, spec, Phase.ENDED, "it is not there any more")
-        else:
-            self._note(id, spec, Phase.STARTING)
-            self._begin(id, self._start(spec, has_older=id in running))
-
-    def _as_begun(self, spec: SessionSpec) -> SessionSpec:
-        """Return a spec with the permissions that its session has been given so far."""
-        entry = self._journal.entries.get(spec.session_id)
-        if entry is not None and entry.generation == spec.generation:
-            return entry.spec
-        request = msgspec.structs.replace(spec.request, permissions_file=None)
-        return msgspec.structs.replace(spec, request=request)
-
-    def _begin(self, id: str, step: Coroutine[Any, Any, None]) -> None:
+    def _begin(self, id: str, step: Step) -> None:
         task = asyncio.get_running_loop().create_task(step)
         self._tasks[id] = task
         task.add_done_callback(lambda done: self._step_done(id, done))
 
     def _step_done(self, id: str, task: asyncio.Task[None]) -> None:
-        self._tasks.pop(id, None)
+        del self._tasks[id]
+        self._starts.discard(id)
         error = None if task.cancelled() else task.exception()
-        if error is not None:
-            self._tell_of(id, error)
-            # The world failed, not the session.
-            self._again(id)
-        else:
+        if error is None:
             self._converge(id)
+        else:
+            # The world failed, not the session.
+            self._tell_of(id, error)
+            self._again(id)
         self._on_change()
 
     @staticmethod
@@ -251,69 +218,131 @@ class Loop:
         else:
             log.error("session.step-failed", exc_info=error, extra={"session_id": id})
 
+    def _again(self, id: str) -> None:
+        if id not in self._put_off:
+            self._put_off.add(id)
+            asyncio.get_running_loop().call_later(AGAIN_SECONDS, self._take_up, id)
+
+    def _take_up(self, id: str) -> None:
+        self._put_off.discard(id)
+        self._converge(id)
+        self._on_change()
+
+    def _ended(self, session_id: str, reason: str) -> None:
+        """Take note of a session that ended by itself; a step that is under way comes first."""
+        if self._closed:
+            # The next agent finds out; the journal takes no more.
+            return
+        self._presence.forget(session_id)
+        if session_id in self._journal.entries or session_id in self._tasks:
+            log.info("session.ended", extra={"session_id": session_id, "reason": reason})
+            self._ends[session_id] = reason
+            self._converge(session_id)
+        self._on_change()
+
+    # What comes next
+
+    def _next_step(self, id: str) -> Step | None:
+        """Decide what is to be done now of a session of which no step is under way."""
+        entry, desire = self._journal.entries.get(id), (self._desires or {}).get(id)
+        end = self._ends.get(id)
+        if end is not None:
+            if entry is not None and entry.phase not in FINAL:
+                return self._note(entry.spec, Phase.ENDED, end)
+            del self._ends[id]
+        if desire is None:
+            return self._leave(entry)
+        spec = desire.spec
+        if entry is not None and entry.generation > spec.generation:
+            return None
+        is_known = entry is not None and entry.generation == spec.generation
+        if is_known and entry is not None and entry.phase in FINAL:
+            return None
+        if desire.intent is Intent.STOP:
+            return self._stop(spec)
+        if entry is None or not is_known or entry.phase is Phase.STARTING:
+            # Starting, and no step: how that came out is not known, or could not be written.
+            return self._take_on(desire)
+        return self._permit(spec) if _permissions(entry.spec) != _permissions(spec) else None
+
+    def _leave(self, entry: Entry | None) -> Step | None:
+        """Decide what is to be noted of a session that nobody names; it is left alone itself."""
+        if entry is None or entry.phase is Phase.RUNNING:
+            return None
+        id = entry.spec.session_id
+        if entry.phase is Phase.STARTING and self._running().get(id) == entry.generation:
+            return self._note(entry.spec, Phase.RUNNING)
+        # What is over is told as long as a broker may want to hear it.
+        is_told = entry.phase in FINAL and self._desires is None
+        return None if is_told else self._forget(id)
+
+    def _take_on(self, desire: Desire) -> Step:
+        spec = desire.spec
+        generation = self._running().get(spec.session_id)
+        if generation == spec.generation:
+            return self._note(self._as_begun(spec), Phase.RUNNING)
+        if desire.started:
+            return self._note(spec, Phase.ENDED, "it is not there any more")
+        self._starts.add(spec.session_id)
+        return self._start(spec, has_older=generation is not None)
+
+    def _as_begun(self, spec: SessionSpec) -> SessionSpec:
+        """Return a spec with the permissions that its session has been given so far."""
+        entry = self._journal.entries.get(spec.session_id)
+        if entry is not None and entry.generation == spec.generation:
+            return entry.spec
+        request = msgspec.structs.replace(spec.request, permissions_file=None)
+        return msgspec.structs.replace(spec, request=request)
+
+    # Steps
+
     async def _start(self, spec: SessionSpec, *, has_older: bool) -> None:
+        """Start a session. Whatever else goes wrong leaves it noted as starting, to be begun again
+        or stopped; the driver leaves nothing behind."""
         id = spec.session_id
+        await self._note(spec, Phase.STARTING)
         try:
             if has_older:
                 await self._driver.stop(id)
+            # What has ended so far was the older one.
+            self._ends.pop(id, None)
             await self._driver.start(spec)
         except StartFailed as error:
+            self._starts.discard(id)
             log.info("session.start-failed", extra={"session_id": id, "reason": error.message})
-            self._note(id, spec, Phase.FAILED, error.message)
-        except asyncio.CancelledError:
-            # What was begun is undone; what is wanted now decides what comes next.
-            self._journal.write(id, None)
-            raise
-        except Exception:
-            self._journal.write(id, None)
-            raise
+            await self._note(spec, Phase.FAILED, error.message)
         else:
+            self._starts.discard(id)
             log.info("session.started", extra={"session_id": id, "owner": spec.request.owner})
-            self._note(id, spec, Phase.RUNNING)
-            if id not in {one.session_id for one in self._driver.running()}:
-                # It ended before this task was told that it had begun.
-                self._note(id, spec, Phase.ENDED, "it ended as soon as it had started")
+            await self._note(spec, Phase.RUNNING)
 
     async def _permit(self, spec: SessionSpec) -> None:
         id = spec.session_id
         try:
             await self._driver.permit(spec)
+        except (Unavailable, OSError):
+            if id not in self._ends:
+                raise
+        else:
             log.info("session.permissions-changed", extra={"session_id": id})
-            self._note(id, spec, Phase.RUNNING)
-        finally:
-            if id not in {one.session_id for one in self._driver.running()}:
-                # It ended meanwhile, which is not noted while a step is under way.
-                self._note(id, spec, Phase.ENDED, "it ended while its permissions were changed")
+            await self._note(spec, Phase.RUNNING)
 
     async def _stop(self, spec: SessionSpec) -> None:
         id = spec.session_id
         await self._driver.stop(id)
         self._presence.forget(id)
         log.info("session.stopped", extra={"session_id": id})
-        self._note(id, spec, Phase.ENDED)
+        await self._note(spec, Phase.ENDED)
 
-    def _ended(self, session_id: str, reason: str) -> None:
-        """Take note of a session that ended by itself."""
-        if self._closed:
-            # The next agent finds out; the journal takes no more.
-            return
-        self._presence.forget(session_id)
-        entry, task = self._journal.entries.get(session_id), self._tasks.get(session_id)
-        # A step that is done, and only not told of yet, takes note of nothing any more.
-        if entry is not None and (task is None or task.done()):
-            log.info("session.ended", extra={"session_id": session_id, "reason": reason})
-            try:
-                self._note(session_id, entry.spec, Phase.ENDED, reason)
-            except OSError as error:
-                log.error("journal.failed", extra={"session_id": session_id, "reason": str(error)})  # noqa: TRY400 - as above
-                loop = asyncio.get_running_loop()
-                loop.call_later(AGAIN_SECONDS, self._ended, session_id, reason)
+    async def _note(self, spec: SessionSpec, phase: Phase, reason: str | None = None) -> None:
+        told = None if reason is None else cut(reason)
+        entry = Entry(spec=spec, phase=phase, reason=told)
+        await self._journal.write(spec.session_id, entry)
         self._on_change()
 
-    def _note(self, id: str, spec: SessionSpec, phase: Phase, reason: str | None = None) -> None:
-        entry = Entry(spec=spec, phase=phase, reason=None if reason is None else cut(reason))
-        if self._journal.entries.get(id) != entry:
-            self._journal.write(id, entry)
+    async def _forget(self, id: str) -> None:
+        await self._journal.write(id, None)
+        self._on_change()
 
 
 def _request_of(running: Running) -> SessionRequest:

@@ -22,6 +22,7 @@ from deskfleet.agent.desktop.entrance import MAX_MESSAGE_BYTES, build_entrance
 from deskfleet.agent.facts import FactsSource, Profile
 from deskfleet.agent.identity import Identity
 from deskfleet.agent.journal import Journal
+from deskfleet.agent.journal_file import JournalFile
 from deskfleet.agent.loop import Loop
 from deskfleet.agent.uplink import Uplink
 from deskfleet.certificates import ensure_authority, ensure_server_certificate, machine_names
@@ -185,7 +186,7 @@ async def _parts(
 ) -> AsyncIterator[Agent]:
     clock = SystemClock()
     attendance = Attendance(clock)
-    journal = Journal(settings.state / "journal.jsonl")
+    journal = Journal(JournalFile(settings.state / "journal.jsonl"))
     changed = asyncio.Event()
     loop = Loop(who.client_id, driver, journal, attendance, changed.set)
     port = None if bound is None else port_of(bound)

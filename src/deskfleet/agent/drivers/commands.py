@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from deskfleet.agent.drivers.settling import settled
+from deskfleet.agent.settling import settled
 from deskfleet.errors import Unavailable
 from deskfleet.machine import here
 

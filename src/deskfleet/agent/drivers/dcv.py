@@ -25,7 +25,7 @@ from deskfleet.agent.drivers.dcv_record import DcvRecords, intended
 from deskfleet.agent.drivers.dcv_server import DEFAULT_DOORS, DcvServer
 from deskfleet.agent.drivers.dcv_sessions import SURE_SECONDS, DcvSessions
 from deskfleet.agent.drivers.pictures import encode, picture_format
-from deskfleet.agent.drivers.settling import settled
+from deskfleet.agent.settling import settled
 from deskfleet.errors import Missing, StartFailed, Unavailable
 from deskfleet.ports import Clock, Door, Picture, Running, Service, SessionSpec
 

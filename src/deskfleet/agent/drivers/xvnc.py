@@ -30,7 +30,6 @@ from deskfleet.agent.drivers.pictures import encode, picture_format
 from deskfleet.agent.drivers.processes import boot_id, identify, watch
 from deskfleet.agent.drivers.rfb_picture import take_picture
 from deskfleet.agent.drivers.session_folders import RuntimeFolders, prepare_x_sockets
-from deskfleet.agent.drivers.settling import settled
 from deskfleet.agent.drivers.xvnc_clearing import clear, clear_unrecorded, group_name
 from deskfleet.agent.drivers.xvnc_installation import XvncInstallation
 from deskfleet.agent.drivers.xvnc_launch import (
@@ -41,6 +40,7 @@ from deskfleet.agent.drivers.xvnc_launch import (
 )
 from deskfleet.agent.drivers.xvnc_plan import Plan, Planner
 from deskfleet.agent.drivers.xvnc_record import Records, SessionRecord
+from deskfleet.agent.settling import settled
 from deskfleet.errors import Missing, StartFailed, Unavailable
 from deskfleet.ports import Clock, Picture, Running, SessionSpec
 

@@ -17,5 +17,8 @@ async def settled(job: asyncio.Future[T]) -> T:
         except asyncio.CancelledError as error:
             interruption = error
     if interruption is not None:
+        if not job.cancelled():
+            # Asked for, or it is called lost.
+            job.exception()
         raise interruption
     return job.result()
