@@ -379,7 +379,15 @@ def test_a_full_disk_of_an_agent_delays_and_loses_nothing(
         ]
         until(lambda: "No space left" in site.log("agent"))
         assert {portal.state(id) for id in kept} <= {"READY", "UNKNOWN"}
+        # Nobody is left to wonder, and nothing more is placed there.
+        until(lambda: not portal.available())
+        [server] = portal.call("/describeServers")["Servers"]
+        assert server["UnavailabilityReason"] == "UNHEALTHY_DCV_SERVER"
+        reasons = [described(portal)[id].get("StateReason", "") for id in delayed]
+        assert all("No space left" in reason for reason in reasons), reasons
+        assert {portal.state(id) for id in delayed} == {"CREATING"}
         ballast.unlink()
+        until(portal.available)
         for id in delayed:
             portal.wait(id, "READY", seconds=20)
         portal.wait(doomed, "DELETED", seconds=20)

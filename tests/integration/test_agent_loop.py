@@ -356,6 +356,34 @@ class TestStarting:
             run(tmp_path, scenario)
         assert [record.message for record in caplog.records] == ["session.step-failed"] * 3
 
+    def test_why_a_start_is_put_off_is_told_until_it_has_come_out(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(loop_module, "AGAIN_SECONDS", 0.05)
+
+        def told(stage: Stage) -> tuple[Phase, str | None] | None:
+            report = stage.report()
+            return None if report is None else (report.phase, report.reason)
+
+        async def scenario(stage: Stage) -> None:
+            bug = "the agent could not do it; its log says why"
+            stage.driver.fails = [Unavailable("an old one stays"), RuntimeError("a bug")]
+            stage.want(wish())
+            await stage.until(lambda: told(stage) == (Phase.STARTING, "an old one stays"))
+            await stage.until(lambda: told(stage) == (Phase.STARTING, bug))
+            stage.driver.may_start.clear()
+            await stage.until_called(*["start s1 1"] * 3)
+            # It is tried again, and nobody knows better yet.
+            assert told(stage) == (Phase.STARTING, bug)
+            stage.driver.may_start.set()
+            await stage.until(lambda: told(stage) == (Phase.RUNNING, None))
+            stage.driver.fails = [Unavailable("it can't be stopped")]
+            stage.want(wish(stop=True))
+            await stage.until(lambda: told(stage) == (Phase.ENDED, None))
+            await stage.until(lambda: not stage.loop._reasons)
+
+        run(tmp_path, scenario)
+
     def test_what_ended_as_soon_as_it_started_has_ended(self, tmp_path: Path) -> None:
         async def scenario(stage: Stage) -> None:
             stage.driver.ends_at_once = True
@@ -912,7 +940,11 @@ class TestFailingDisks:
             stage.file.full = True
             stage.want(wish())
             await stage.until(lambda: stage.file.refused >= 3)
-            assert (stage.driver.calls, stage.report()) == ([], None)
+            report = stage.report()
+            assert report is not None
+            assert (stage.driver.calls, report.phase) == ([], Phase.STARTING)
+            assert report.reason is not None
+            assert "No space left" in report.reason
             stage.file.full = False
             await stage.until(lambda: stage.phase() is Phase.RUNNING)
             stage.file.full, stage.file.refused = True, 0
@@ -956,7 +988,9 @@ class TestFailingDisks:
             stage.driver.fails = [Unavailable("not now")]
             stage.want(wish())
             await stage.until(lambda: stage.loop._put_off)
-            assert stage.phase() is Phase.STARTING
+            report = stage.report()
+            assert report is not None
+            assert (report.phase, report.reason) == (Phase.STARTING, "not now")
             stage.want()
             await stage.until(lambda: stage.report() is None)
             assert stage.driver.calls == ["start s1 1"]

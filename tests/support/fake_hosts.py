@@ -297,6 +297,7 @@ class Agent:
         self._changed = asyncio.Event()
         journal = Journal(self._file, host.disk.off_loop)
         self.loop = Loop(host.id, self.driver, journal, Attendance(clock), self._changed.set)
+        self._journal = journal
         self._uplink = Uplink(
             cast(BrokerDoor, self.door),
             Identity(host.id, "secret"),
@@ -308,7 +309,8 @@ class Agent:
         )
 
     async def _read_facts(self) -> Facts:
-        return self.host.facts
+        facts = self.host.facts
+        return replace(facts, unhealthy=facts.unhealthy or self._journal.trouble())
 
     async def run(self) -> None:
         await self.loop.open()

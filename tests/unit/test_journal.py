@@ -13,10 +13,18 @@ from pathlib import Path
 
 import pytest
 
+import deskfleet.agent.journal as journal_module
 from deskfleet.agent import identity
 from deskfleet.agent.identity import Identity
 from deskfleet.agent.journal import Journal
-from deskfleet.agent.journal_file import REWRITE_LINES, Entry, Failure, JournalFile, Line
+from deskfleet.agent.journal_file import (
+    LONGEST_BYTES,
+    REWRITE_LINES,
+    Entry,
+    Failure,
+    JournalFile,
+    Line,
+)
 from deskfleet.core.records import Phase
 from deskfleet.errors import SetupFailed, Unavailable
 from deskfleet.machine import here
@@ -167,9 +175,12 @@ class TestJournalFile:
             both = [Line(id="s1", entry=entry(2)), Line(id="s1", entry=entry(3))]
             with room_for(10):
                 assert journal.write(both) == ["File too large"] * 2
-                assert journal.write([]) == []
+            with room_for(LONGEST_BYTES - 1):
+                # It would do for what there is, and not for what may come.
+                journal.mend()
                 assert (journal.entries, journal.torn) == ({"s1": entry()}, True)
-            assert journal.write([]) == []
+            journal.mend()
+            assert list(path.parent.iterdir()) == [path]
             assert (journal.entries, journal.torn) == ({"s1": entry()}, False)
             put(journal, "s2", entry())
         with opened(path) as journal:
@@ -269,6 +280,51 @@ class TestJournal:
             file.full = False
             await journal.write("s1", None)
             assert journal.entries == {}
+
+        self.run(path, scenario)
+
+    def test_trouble_is_told_until_the_disk_takes_something_again(self, path: Path) -> None:
+        async def scenario(journal: Journal, file: CountedFile, disk: Disk) -> None:
+            assert journal.trouble() is None
+            with room_for(10), pytest.raises(Unavailable):
+                await journal.write("s1", entry())
+            with room_for(10):
+                for _ in range(3):
+                    assert journal.trouble() == (
+                        "the journal of the agent can't be written: File too large"
+                    )
+                    await journal._idle.wait()
+            # It is asked whether it would, though nothing is to be noted any more.
+            assert journal.trouble() is not None
+            await journal._idle.wait()
+            assert journal.trouble() is None
+
+        self.run(path, scenario)
+
+    def test_a_write_that_succeeds_ends_the_trouble(self, path: Path) -> None:
+        async def scenario(journal: Journal, file: CountedFile, disk: Disk) -> None:
+            with room_for(10), pytest.raises(Unavailable):
+                await journal.write("s1", entry())
+            await journal.write("s1", entry())
+            assert journal.trouble() is None
+
+        self.run(path, scenario)
+
+    def test_a_disk_that_does_not_answer_is_trouble(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(journal_module, "SLOW_SECONDS", 0.02)
+
+        async def scenario(journal: Journal, file: CountedFile, disk: Disk) -> None:
+            disk.stands = True
+            writing = asyncio.create_task(journal.write("s1", entry()))
+            await disk.has_work.wait()
+            assert journal.trouble() is None
+            await asyncio.sleep(0.03)
+            assert journal.trouble() == "the disk with the journal of the agent hardly answers"
+            disk.go_on()
+            await writing
+            assert journal.trouble() is None
 
         self.run(path, scenario)
 

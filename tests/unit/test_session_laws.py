@@ -123,6 +123,22 @@ def test_a_late_or_foreign_report_changes_nothing(
         assert (settled is session) is (phase in {Phase.STARTING, Phase.RUNNING})
 
 
+def test_what_a_start_waits_for_is_seen_until_it_has_come_out() -> None:
+    session = in_stage(Stage.PLACED)
+    waits = Report(
+        id="s", server_id="alpha", generation=1, phase=Phase.STARTING, reason="the disk is full"
+    )
+    assert rules.seen(session, waits, reachable=True) == rules.Seen(
+        State.CREATING, rules.Substate.PENDING_PREPARATION, "the disk is full"
+    )
+    for other in (
+        rules.replace(waits, server_id="beta"),
+        rules.replace(waits, generation=2),
+        rules.replace(waits, phase=Phase.RUNNING),
+    ):
+        assert rules.seen(session, other, reachable=True).reason is None
+
+
 @given(
     before=st.sampled_from(Stage),
     phase=st.none() | st.sampled_from(Phase),

@@ -5,7 +5,8 @@ from a session that ended, and a generation that has had its end is never starte
 
 The disk may be slow, and the agent's one event loop must not wait for it: whatever is to be noted
 at one moment is written by a thread, with one sync. Laws: `entries` holds what is on the disk, and
-nothing else; who awaits a write is told once it is there, or that it is not.
+nothing else; who awaits a write is told once it is there, or that it is not. After a failure it
+asks the disk now and then whether it would take something again.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from typing import Protocol, TypeAlias, TypeVar
 from deskfleet.agent.journal_file import Entry, Failure, JournalFile, Line
 from deskfleet.agent.settling import settled
 from deskfleet.errors import Unavailable
+
+SLOW_SECONDS = 10.0
+TOO_SLOW = "the disk with the journal of the agent hardly answers"
 
 T = TypeVar("T")
 Waiting: TypeAlias = tuple[Line, asyncio.Future[None]]
@@ -41,6 +45,8 @@ class Journal:
         self._waiting: list[Waiting] = []
         self._idle = asyncio.Event()
         self._idle.set()
+        self._began = 0.0
+        self._failure: Failure | None = None
 
     async def write(self, session_id: str, entry: Entry | None) -> None:
         """Remember an entry durably, or forget it where it is None.
@@ -55,6 +61,18 @@ class Journal:
         self._wake()
         await settled(answer)
 
+    def trouble(self) -> str | None:
+        """Return why nothing can be noted at present, None where it can.
+
+        Tries it meanwhile where it could not: whoever asks later is told that it is over.
+        """
+        if not self._idle.is_set():
+            waits = asyncio.get_running_loop().time() - self._began
+            return TOO_SLOW if waits > SLOW_SECONDS else self._failure
+        if self._failure is not None:
+            self._wake()
+        return self._failure
+
     async def close(self) -> None:
         """Finish what waits; nothing may be written any more."""
         await self._idle.wait()
@@ -67,13 +85,14 @@ class Journal:
             self._begin_soon()
 
     def _begin_soon(self) -> None:
+        self._began = asyncio.get_running_loop().time()
         # Not at once: what else is to be noted in this round of the loop goes along.
         asyncio.get_running_loop().call_soon(self._begin)
 
     def _begin(self) -> None:
         batch, self._waiting = self._waiting, []
         lines = [line for line, _ in batch]
-        job = self._off_loop(lambda: self._file.write(lines))
+        job = self._off_loop(lambda: self._file.write(lines) if lines else self._file.mend())
         job.add_done_callback(lambda done: self._written(batch, done))
 
     def _written(self, batch: list[Waiting], job: asyncio.Future[Written]) -> None:
@@ -87,6 +106,8 @@ class Journal:
         else:
             for (line, answer), failure in zip(batch, job.result(), strict=True):
                 self._tell(line, answer, failure)
+        if not self._file.torn:
+            self._failure = None
         if self._waiting:
             self._begin_soon()
         else:
@@ -97,7 +118,8 @@ class Journal:
             line.put_into(self.entries)
             answer.set_result(None)
         else:
-            answer.set_exception(Unavailable(f"the journal can't be written: {failure}"))
+            self._failure = f"the journal of the agent can't be written: {failure}"
+            answer.set_exception(Unavailable(self._failure))
 
     def _in_thread(self, call: Callable[[], T]) -> asyncio.Future[T]:
         return asyncio.get_running_loop().run_in_executor(self._thread, call)

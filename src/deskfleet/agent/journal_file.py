@@ -28,6 +28,8 @@ Failure: TypeAlias = str
 """Why something could not be written."""
 
 REWRITE_LINES = 1000
+LONGEST_BYTES = 128 * 1024
+"""Of a line: the permissions of a session are most of it."""
 
 
 class Entry(Frozen, frozen=True):
@@ -100,7 +102,7 @@ class JournalFile:
         """Write lines durably, all with one sync; return of each why it is not written, if so.
 
         Where they can't all be written each is tried alone: what is too long for the room that is
-        left keeps nothing else out. Writing none mends the file after a failure, if it can be.
+        left keeps nothing else out.
         """
         failure = self._attempt(lines)
         if failure is not None:
@@ -108,6 +110,20 @@ class JournalFile:
             if len(lines) > 1:
                 return [self._attempt([line]) for line in lines]
         return [failure] * len(lines)
+
+    def mend(self) -> list[Failure | None]:
+        """Make the file whole after a failure, once there is room for the longest line again."""
+        trial = self._path.with_name(f"{self._path.name}.trial")
+        try:
+            write_private(trial, bytes(LONGEST_BYTES))
+            self._rewrite()
+        except OSError as error:
+            log.info("journal.not-mended", extra={"reason": error.strerror})
+        else:
+            log.info("journal.mended")
+        finally:
+            trial.unlink(missing_ok=True)
+        return []
 
     def close(self) -> None:
         descriptor, self._descriptor = self._descriptor, None

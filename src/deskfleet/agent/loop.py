@@ -6,15 +6,16 @@ is about to do, does it, and notes what came of it; only then is decided what co
 isn't named in the desired set is left alone.
 
 Laws: a generation is begun at most once; a lower generation than one seen is not listened to; a
-session that has failed or ended stays so until the broker stops naming it. Nobody is told what the
-journal doesn't hold. What it can't take is put off, for that session alone, and tried again.
+session that has failed or ended stays so until the broker stops naming it. Nobody is told of an
+outcome that the journal doesn't hold. What it can't take is put off, for that session alone, and
+tried again; meanwhile the reason is told.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator
 from datetime import datetime
 from typing import Any, Protocol, TypeAlias
 
@@ -75,6 +76,8 @@ class Loop:
         self._ends: dict[str, str] = {}
         """Why sessions ended by themselves, for as long as that isn't noted."""
         self._put_off: set[str] = set()
+        self._reasons: dict[str, str] = {}
+        """Why the last step of a session did not succeed."""
         self._closed = False
 
     async def open(self) -> None:
@@ -117,7 +120,7 @@ class Loop:
             if old is not None and _permissions(old.spec) != _permissions(desire.spec):
                 self._presence.close_all(id)
             self._converge(id)
-        for id in [id for id in self._journal.entries if id not in wanted]:
+        for id in [id for id in {**self._journal.entries, **self._reasons} if id not in wanted]:
             self._converge(id)
         self._on_change()
 
@@ -126,7 +129,8 @@ class Loop:
         running = {one.session_id: one for one in self._driver.running()}
         ids = dict.fromkeys([*self._journal.entries, *running])
         unnamed = self._unnamed(running)
-        return tuple(self._observe(id, running.get(id), unnamed.get(id)) for id in ids)
+        known = [self._observe(id, running.get(id), unnamed.get(id)) for id in ids]
+        return (*known, *self._held_up(ids))
 
     def spec(self, session_id: str) -> SessionSpec | None:
         """Return what is known of a session that runs here; the newest permissions win."""
@@ -151,12 +155,30 @@ class Loop:
             unnamed[id] = request
         return unnamed
 
+    def _held_up(self, known: Collection[str]) -> Iterator[Observed]:
+        """Tell of sessions that can't even be noted yet."""
+        for id, reason in self._reasons.items():
+            desire = (self._desires or {}).get(id)
+            if desire is None or desire.intent is Intent.STOP or desire.started or id in known:
+                continue
+            report = Report(
+                id=id,
+                server_id=self._server_id,
+                generation=desire.spec.generation,
+                phase=Phase.STARTING,
+                reason=reason,
+            )
+            yield Observed(report=report)
+
     def _observe(
         self, id: str, running: Running | None, request: SessionRequest | None
     ) -> Observed:
         entry = self._journal.entries.get(id)
         # A session that deskfleet didn't create has no entry: it runs, and that is all.
         phase = entry.phase if entry else Phase.RUNNING
+        reason = entry.reason if entry else None
+        if phase is Phase.STARTING:
+            reason = self._reasons.get(id)
         connections = None if running is None else running.connections
         left = None if running is None else running.last_disconnection_at
         return Observed(
@@ -165,7 +187,7 @@ class Loop:
                 server_id=self._server_id,
                 generation=entry.generation if entry else (running.generation if running else 0),
                 phase=phase,
-                reason=entry.reason if entry else None,
+                reason=reason,
                 connections=self._presence.connections(id) if connections is None else connections,
                 last_disconnection_at=left or self._presence.last_disconnection_at(id),
             ),
@@ -202,21 +224,25 @@ class Loop:
         self._starts.discard(id)
         error = None if task.cancelled() else task.exception()
         if error is None:
+            self._reasons.pop(id, None)
             self._converge(id)
         else:
             # The world failed, not the session.
-            self._tell_of(id, error)
+            self._reasons[id] = self._tell_of(id, error)
             self._again(id)
         self._on_change()
 
     @staticmethod
-    def _tell_of(id: str, error: BaseException) -> None:
-        """Log why a step failed; where it came from is told only of what nobody foresaw."""
+    def _tell_of(id: str, error: BaseException) -> str:
+        """Log why a step failed, and return it for people; where it came from is logged only of
+        what nobody foresaw."""
         if isinstance(error, Unavailable):
             reason = {"session_id": id, "reason": error.message}
             log.warning("session.step-put-off", extra=reason)
-        else:
-            log.error("session.step-failed", exc_info=error, extra={"session_id": id})
+            return error.message
+        log.error("session.step-failed", exc_info=error, extra={"session_id": id})
+        known = error.strerror if isinstance(error, OSError) else None
+        return known or "the agent could not do it; its log says why"
 
     def _again(self, id: str) -> None:
         if id not in self._put_off:
@@ -251,6 +277,7 @@ class Loop:
                 return self._note(entry.spec, Phase.ENDED, end)
             del self._ends[id]
         if desire is None:
+            self._reasons.pop(id, None)
             return self._leave(entry)
         spec = desire.spec
         if entry is not None and entry.generation > spec.generation:

@@ -193,7 +193,7 @@ async def _parts(
     source = FactsSource(await _profile(settings, who, driver, port or 0), clock)
 
     async def read_facts() -> Facts:
-        trouble = await driver.trouble()
+        trouble = await driver.trouble() or journal.trouble()
         owners = {one.owner for one in driver.running()}
         service = driver.service() if isinstance(driver, ServesClients) else None
         return await asyncio.to_thread(source.read, trouble, owners, service)

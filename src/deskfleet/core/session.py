@@ -208,4 +208,7 @@ def seen(session: Session, report: Report | None, *, reachable: bool) -> Seen:
         return Seen(State.UNKNOWN, reason="its server can't be reached")
     if has_run(session, report):
         return Seen(State.READY)
-    return Seen(State.CREATING, Substate.PENDING_PREPARATION)
+    # Its server may say what it waits for.
+    waits = report is not None and is_about(report, session) and report.phase is Phase.STARTING
+    reason = report.reason if report is not None and waits else None
+    return Seen(State.CREATING, Substate.PENDING_PREPARATION, reason)
