@@ -279,6 +279,8 @@ class _Door:
     def turn(self) -> None:
         self._urls.rotate(-1)
 
+    def drop_token(self) -> None: ...
+
     def prefer(self, broker: str) -> None:
         self._urls.rotate(-self._urls.index(broker))
 

@@ -39,8 +39,11 @@ class BrokerDoor:
         return self._urls[0]
 
     def turn(self) -> None:
-        """Ask the next broker from now on: this one is no good."""
+        """Ask the next broker from now on: this one is no good. A token is good at all of them."""
         self._urls.append(self._urls.pop(0))
+
+    def drop_token(self) -> None:
+        """Ask for another token: this one is refused."""
         self._token = None
 
     async def close(self) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Coroutine
 from typing import Any, Protocol
 
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import WebSocketException
+from websockets.exceptions import InvalidStatus, WebSocketException
 
 from deskfleet.agent.broker_door import BrokerDoor
 from deskfleet.agent.identity import Identity
@@ -55,6 +55,7 @@ COALESCE_SECONDS = 0.005
 """Changes within this time go in one observation."""
 FULL_SET_SECONDS = 60.0
 SCREENSHOTS_AT_ONCE = 4
+REFUSED = {401, 403}
 
 
 async def first_end(*steps: Coroutine[Any, Any, None]) -> None:
@@ -128,6 +129,14 @@ class Uplink:
 
     async def _hold(self) -> None:
         token = await self._door.token(self._identity)
+        try:
+            await self._hold_with(token)
+        except InvalidStatus as error:
+            if error.response.status_code in REFUSED:
+                self._door.drop_token()
+            raise
+
+    async def _hold_with(self, token: str) -> None:
         url = self._door.url.replace("https:", "wss:", 1) + "/agent/link"
         async with connect(
             url,

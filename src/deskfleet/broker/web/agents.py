@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from http import HTTPStatus
 from urllib.parse import parse_qs
 from xml.sax.saxutils import escape
 
@@ -77,9 +78,13 @@ class Agents:
             client = await self._house.access.agent(_bearer(socket))
             if self._links.take(client.id):
                 raise Unavailable("this agent begins too many links")
-        except (Unauthenticated, Unavailable, StoreFailed):
+        except Unauthenticated:
             # Before a link is accepted, a close of any code is the answer 403.
             await socket.close(POLICY_VIOLATION)
+            return
+        except (Unavailable, StoreFailed):
+            # Nothing is wrong with the token: it must not be thrown away.
+            await socket.send_denial_response(Response(status_code=HTTPStatus.SERVICE_UNAVAILABLE))
             return
         await socket.accept()
 
