@@ -25,7 +25,7 @@ from deskfleet.machine import posix_programs
 from deskfleet.machine.posix_programs import find_program
 from support import hostile_programs, swapping
 from support.sessions import xvnc_folder
-from support.users import ordinary_user
+from support.users import need_root, ordinary_user
 
 NAMES = 10_000
 RACES = 10_000
@@ -224,21 +224,37 @@ def swapped(race: Race, stranger: pwd.struct_passwd, *, begins: bool = True) -> 
             swapper.kill()
 
 
-def run(program: Path) -> None:
-    """Run a program as a session's leader does, by its path."""
+def run(program: Path) -> int | None:
+    """Run a program as a session's leader does, by its path; return what it ended with."""
     try:
         argv, environment = [str(program)], {"PATH": "/usr/bin:/bin"}
-        os.waitpid(os.posix_spawnp(argv[0], argv, environment, setsid=True), 0)
+        _, status = os.waitpid(os.posix_spawnp(argv[0], argv, environment, setsid=True), 0)
     except OSError:
-        return  # it has been taken away meanwhile
+        return None  # it has been taken away meanwhile
+    return os.waitstatus_to_exitcode(status)
 
 
-def races(race: Race, place: Place, count: int, *, enough: Callable[[], bool]) -> int:
+def find_naively(folder: Path, name: str, kind: str) -> Path:
+    """Stand for a search that looks at a path, and then believes that it stays what it was."""
+    path = folder / name
+    if path.is_symlink() or path.stat().st_uid not in {0, os.geteuid()}:
+        raise StartFailed(f"the {kind} is a link")
+    return path
+
+
+def races(
+    race: Race,
+    place: Place,
+    count: int,
+    *,
+    enough: Callable[[], bool],
+    find: Callable[[Path, str, str], Path] = find_program,
+) -> int:
     """Look for the program so often, and run what is found; return how often it was found."""
     found = 0
     for _ in range(count):
         try:
-            program = find_program(race.folder, race.name, "init file")
+            program = find(race.folder, race.name, "init file")
         except StartFailed:
             continue
         found += 1
@@ -250,8 +266,7 @@ def races(race: Race, place: Place, count: int, *, enough: Callable[[], bool]) -
 
 @pytest.fixture
 def place(folder: Path) -> Place:
-    if os.geteuid() != 0:
-        pytest.skip("a second user is needed")
+    need_root("a second user")
     return Place(folder)
 
 
@@ -279,6 +294,27 @@ class TestRaces:
         race = layout(place)
         with swapped(race, place.stranger):
             races(race, place, CARELESS_RACES, enough=place.ran.exists)
+        assert place.ran.exists()
+
+    def test_in_a_good_folder_what_is_good_runs_and_what_they_swap_does_not(
+        self, place: Place
+    ) -> None:
+        """Ten thousand times each: nothing that they do beside it keeps a program from running."""
+        race = their_own_folder(place)
+        good = place.program(race.folder / "good", "#!/bin/sh\nexit 7\n")
+        with swapped(race, place.stranger):
+            for _ in range(RACES):
+                assert find_program(race.folder, "good", "init file") == good
+                assert run(good) == 7
+                with pytest.raises(StartFailed):
+                    find_program(race.folder, race.name, "init file")
+        assert not place.ran.exists()
+
+    def test_a_naive_search_loses_there(self, place: Place) -> None:
+        race = their_own_folder(place)
+        with swapped(race, place.stranger):
+            found = races(race, place, CARELESS_RACES, enough=place.ran.exists, find=find_naively)
+        assert found > 0
         assert place.ran.exists()
 
     def test_a_sticky_folder_on_the_way_gives_nobody_a_chance(self, place: Place) -> None:

@@ -71,14 +71,14 @@ BAD = (
 Find = Callable[[Path, str, str], Path]
 
 
-def make_place(folder: Path) -> Path:
+def make_place(folder: Path, echo: str = ECHO) -> Path:
     """Make a folder of programs with all that can be wrong in one; return it."""
     init, outside = folder / "init", folder / "outside"
     inner = init / "inner"
     for path in (folder, init, inner, inner / "deep", inner / "...", outside):
         path.mkdir(mode=0o755, parents=True, exist_ok=True)
     for name in GOOD:
-        _program(init / name, ECHO)
+        _program(init / name, echo)
     _program(outside / "canary", CANARY)
     (init / "link").symlink_to("../outside/canary")
     (init / "linked").symlink_to("../outside")
@@ -86,7 +86,7 @@ def make_place(folder: Path) -> Path:
     (init / "loop").symlink_to("loop")
     (init / "inner/link").symlink_to("../good")
     (init / "folder").mkdir()
-    (init / "plain").write_text(ECHO)
+    (init / "plain").write_text(echo)
     for fifo in (init / "fifo", outside / "fifo"):
         os.mkfifo(fifo, 0o755)
     for name in ("open", "theirs", "open-folder/run", "their-folder/run"):
@@ -108,6 +108,20 @@ def _program(path: Path, text: str) -> None:
     path.chmod(0o755)
 
 
+RUNNABLE = frozenset(tuple(name.encode().split(b"/")) for name in GOOD if name.isprintable())
+
+
+def steps_of(name: str) -> tuple[bytes, ...]:
+    """Return what a name is made of, as the file system sees it."""
+    parts = name.encode(errors="surrogatepass").split(b"/")
+    return tuple(part for part in parts if part not in {b"", b"."})
+
+
+def is_runnable(name: str) -> bool:
+    """Say whether a program of a place has this name, and may be run by it."""
+    return steps_of(name) in RUNNABLE and not name.startswith("/") and name.isprintable()
+
+
 def hostile_names(count: int, chance: random.Random) -> Iterator[str]:
     """Give names: good ones dressed up, bad ones, and pieces put together."""
     for _ in range(count):
@@ -125,6 +139,12 @@ def hostile_names(count: int, chance: random.Random) -> Iterator[str]:
             for _ in range(chance.randint(1, 3)):
                 letters.insert(chance.randint(0, len(letters)), chance.choice(PIECES))
             yield _text("".join(letters))
+
+
+def hostile_text(chance: random.Random) -> str:
+    """Give a text of pieces; mostly such as a program can be told."""
+    pieces = PIECES if chance.random() < 0.2 else SPEAKABLE
+    return _text("".join(chance.choices(pieces, k=chance.randint(0, 5))))
 
 
 def hostile_arguments(most: int, chance: random.Random) -> list[str]:
@@ -189,7 +209,6 @@ class Campaign:
         self.counts: Counter[str] = Counter()
         self.violations: list[str] = []
         self._bytes = os.fsencode(self.init)
-        self._runnable = {tuple(name.encode().split(b"/")) for name in GOOD if name.isprintable()}
         self._canary = folder / "canary-ran"
         self._watched = Watched()
 
@@ -232,12 +251,8 @@ class Campaign:
             self.violations.append(f"{name!r} became {request.init_file!r} on its way")
 
     def _found(self, name: str) -> Path | None:
-        steps = tuple(
-            part
-            for part in name.encode(errors="surrogatepass").split(b"/")
-            if part not in {b"", b"."}
-        )
-        is_good = steps in self._runnable and not name.startswith("/") and name.isprintable()
+        steps = steps_of(name)
+        is_good = is_runnable(name)
         self._watched.forget()
         try:
             found = self._find(self.init, name, "init file")
