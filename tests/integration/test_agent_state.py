@@ -27,4 +27,4 @@ def test_a_state_folder_that_is_none(tmp_path: Path) -> None:
         site.start_broker()
         agent = site.start_agent("agent", "--driver", "simulated")
         assert agent.process.wait(60) == 1
-        assert "can't be used: File exists" in site.log("agent").splitlines()[-1]
+        assert "can't be used: Not a directory" in site.log("agent").splitlines()[-1]

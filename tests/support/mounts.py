@@ -29,7 +29,7 @@ def read_only(folder: Path) -> Iterator[None]:
     """Let nobody write into a folder, root included."""
     folder.mkdir(exist_ok=True)
     if os.geteuid() == 0:
-        with mounted(folder, "ro,size=1m"):
+        with mounted(folder, "ro,size=1m,mode=700"):
             yield
         return
     folder.chmod(0o500)
