@@ -9,27 +9,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import socket
 import ssl
-from collections.abc import AsyncIterator, Iterator
-from typing import Any, cast
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from deskfleet.connections import IDLE_SECONDS, Http, WebSocket
 from deskfleet.errors import SetupFailed
+from deskfleet.gate import MOST_CONNECTIONS, SEAT, Gate, Seat
 from deskfleet.machine import here
+
+log = logging.getLogger(__name__)
 
 BACKLOG = 2048
 GRACE_SECONDS = 3
 """For requests that run when a listener ends; sockets that stay open don't hold it up longer."""
 MAX_WEBSOCKET_BYTES = 4 * 1024 * 1024
-MAX_HEAD_BYTES = 256 * 1024
-"""Of a request, before its body; counted in whole reads, which may hold more than the head."""
-HEAD_SECONDS = 10.0
 HANDSHAKE_SECONDS = 10.0
 GOODBYE_SECONDS = 5.0
 """For a peer to hang up its side of TLS, and to take what is still to be sent."""
+EXHAUSTED_SECONDS = 1.0
 
 
 def bind(host: str, port: int, what: str) -> socket.socket:
@@ -65,75 +67,83 @@ def port_of(bound: socket.socket) -> int:
     return port
 
 
-class _Http(HttpToolsProtocol):
-    """HTTP from strangers: the head of a request has limits, in bytes and in seconds."""
-
-    _head_bytes = 0
-    _head_limit: asyncio.TimerHandle | None = None
-    """Set while a head is awaited."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(cast(asyncio.Transport, transport))
-        self._await_head()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_waiting()
-        super().connection_lost(exc)
-
-    def on_message_begin(self) -> None:
-        self._await_head()
-        super().on_message_begin()
-
-    def on_headers_complete(self) -> None:
-        self._stop_waiting()
-        super().on_headers_complete()
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self._head_limit is None or self.transport.is_closing():
-            return
-        self._head_bytes += len(data)
-        if self._head_bytes > MAX_HEAD_BYTES:
-            self.send_400_response("The head of the request is too large.")
-
-    def _await_head(self) -> None:
-        self._stop_waiting()
-        self._head_bytes = 0
-        self._head_limit = self.loop.call_later(HEAD_SECONDS, self.transport.close)
-
-    def _stop_waiting(self) -> None:
-        if self._head_limit is not None:
-            self._head_limit.cancel()
-            self._head_limit = None
-
-
 class _Server(uvicorn.Server):
+    """Accepts as uvicorn does, but lets in only who has a seat, and holds TLS to limits."""
+
+    def __init__(self, config: uvicorn.Config, gate: Gate) -> None:
+        super().__init__(config)
+        self.servers = []
+        self._gate = gate
+        self._accepting: set[asyncio.Task[None]] = set()
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen as uvicorn does, with limits for TLS, for which it has no settings."""
-        config, loop = self.config, asyncio.get_running_loop()
+        for bound in sockets or ():
+            self._begin(self._accept(bound))
+        self.started = True
 
-        def connection() -> asyncio.Protocol:
-            protocol: asyncio.Protocol = _Http(
-                config=config, server_state=self.server_state, app_state=self.lifespan.state
-            )
-            return protocol
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for task in self._accepting:
+            task.cancel()
+        await asyncio.gather(*self._accepting, return_exceptions=True)
+        await super().shutdown(sockets)
 
-        self.servers = [
-            await loop.create_server(
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._accepting.add(task)
+        task.add_done_callback(self._accepting.discard)
+
+    async def _accept(self, bound: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, address = await loop.sock_accept(bound)
+            except ConnectionError:
+                continue  # who came has gone already
+            except OSError as error:
+                # Out of files or memory: those who wait are let in when there are some again.
+                log.warning("listener.exhausted", extra={"reason": error.strerror})
+                await asyncio.sleep(EXHAUSTED_SECONDS)
+                continue
+            seat = self._gate.enter(address[0])
+            if seat is None:
+                log.warning("connection.refused", extra={"stranger": address[0]})
+                connection.close()
+            else:
+                self._begin(self._greet(connection, seat))
+
+    async def _greet(self, connection: socket.socket, seat: Seat) -> None:
+        """Hand a connection to a protocol once TLS stands."""
+
+        def protocol() -> Http:
+            return Http(config=self.config, server_state=self.server_state, app_state={SEAT: seat})
+
+        is_open = False
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                protocol,
                 connection,
-                sock=one,
-                ssl=config.ssl,
-                backlog=config.backlog,
+                ssl=self.config.ssl,
                 ssl_handshake_timeout=HANDSHAKE_SECONDS,
                 ssl_shutdown_timeout=GOODBYE_SECONDS,
             )
-            for one in sockets or ()
-        ]
-        self.started = True
+            is_open = True
+        except OSError:
+            pass  # gone, silent, or no TLS: strangers try all of that
+        finally:
+            if not is_open:
+                seat.leave()
+
+
+def new_gate(files_each: int = 1) -> Gate:
+    """Make a gate for as many connections as this program has room for, and no more than it bears.
+
+    `files_each` says how many files each takes; a quarter of all is left for others.
+    """
+    return Gate(min(MOST_CONNECTIONS, here.most_files() * 3 // 4 // files_each))
 
 
 @contextlib.asynccontextmanager
@@ -143,10 +153,12 @@ async def listening(
     context: ssl.SSLContext,
     *,
     max_message_bytes: int = MAX_WEBSOCKET_BYTES,
+    gate: Gate | None = None,
 ) -> AsyncIterator[None]:
     """Serve `app` over TLS on a bound socket for as long as the context is entered.
 
-    Nothing that a client says of its own address is believed, and WebSockets are bounded.
+    Nothing that a client says of its own address is believed, and WebSockets are bounded. Who has
+    no seat at the gate is hung up on; several listeners may share one.
     """
     config = uvicorn.Config(
         app,
@@ -156,17 +168,17 @@ async def listening(
         proxy_headers=False,
         lifespan="off",
         server_header=False,
-        http=_Http,
-        ws="websockets-sansio",
+        http=Http,
+        ws=WebSocket,
         ws_max_size=max_message_bytes,
         ws_per_message_deflate=False,
         ws_ping_interval=20.0,
         ws_ping_timeout=20.0,
-        timeout_keep_alive=30,
+        timeout_keep_alive=int(IDLE_SECONDS),
         timeout_graceful_shutdown=GRACE_SECONDS,
         ssl_context_factory=lambda _config, _default: context,
     )
-    server = _Server(config)
+    server = _Server(config, gate or new_gate())
     serving = asyncio.create_task(server.serve(sockets=[bound]))
     try:
         while not server.started:

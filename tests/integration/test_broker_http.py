@@ -16,6 +16,7 @@ import time
 import urllib.parse
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 from xml.etree import ElementTree as ET
@@ -27,7 +28,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from deskfleet import listener
+from deskfleet import connections, listener
 from deskfleet.agent.broker_door import BrokerDoor
 from deskfleet.broker.service.access import Audience
 from deskfleet.broker.stores.memory import MemoryStore
@@ -36,6 +37,7 @@ from deskfleet.broker.web.limits import MAX_BODY_BYTES
 from deskfleet.core.change import Stored, Tombstone
 from deskfleet.core.records import AgentClient, Endpoint, Revision, SigningKey
 from deskfleet.errors import StoreFailed, Unavailable
+from deskfleet.gate import Gate
 from deskfleet.ports import Lost
 from deskfleet.system import SystemClock
 from deskfleet.wire.messages import (
@@ -457,7 +459,7 @@ class TestHeads:
     def test_one_that_takes_for_ever(
         self, broker: RunningBroker, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(listener, "HEAD_SECONDS", 0.2)
+        monkeypatch.setattr(connections, "HEAD_SECONDS", 0.2)
         for beginning in (b"", b"GET /health HTT", b"GET /health HTTP/1.1\r\nHost: x\r\n"):
             assert self.say(broker, beginning) == b""
         whole = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -980,6 +982,39 @@ class TestAgentLinks:
             with pytest.raises(InvalidStatus) as caught:
                 self.dial(broker, header)
             assert caught.value.response.status_code == 403
+
+    def test_who_shows_a_token_is_no_stranger(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Two strangers at a time may be at this broker's doors: others have to become known."""
+        monkeypatch.setattr(listener, "Gate", partial(Gate, most_strangers=2))
+        with running_broker(tmp_path) as broker, contextlib.ExitStack() as held:
+
+            def client(port: int) -> httpx.Client:
+                return held.enter_context(broker.http(port))
+
+            def is_full(port: int) -> bool:
+                try:
+                    return client(port).get("/health").status_code != 200
+                except httpx.TransportError:
+                    return True
+
+            api, agents = broker.doors.client_port, broker.doors.agent_port
+            given = client(api).post(
+                "/oauth2/token",
+                params={"grant_type": "client_credentials"},
+                auth=(broker.client.client_id, broker.client.client_password),
+            )
+            assert given.status_code == 200
+            assert client(api).post("/describeSessions", headers=bearer(broker.token)).is_success
+            registration = {"software_statement": broker.statement, "client_name": "n"}
+            enrolled = client(agents).post("/register", json=registration)
+            peer = bearer(broker.sign(Audience.BROKER))
+            assert client(agents).post("/broker/poke", headers=peer).is_success
+            with self.link(broker, enrolled.json()["client_id"]):
+                full = [is_full(port) for port in (api, agents, api, agents)]
+                assert full == [False, False, True, True]
+        assert "connection.refused" in broker.log.events()
 
     def test_another_version_is_told_so(self, broker: RunningBroker, server_id: str) -> None:
         for version in (0, 2, 99):

@@ -17,6 +17,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from deskfleet.agent.broker_door import BrokerDoor
+from deskfleet.agent.desktop import entrance as desktop_entrance
 from deskfleet.agent.desktop.admission import cookie_name
 from deskfleet.agent.desktop.attendance import Close
 from deskfleet.agent.desktop.desktops import Desktop
@@ -261,6 +262,47 @@ def test_a_refused_swap_says_why(tmp_path: Path) -> None:
             assert (away.status_code, away.json()["code"]) == (503, "broker.unreachable")
             assert (await page.http.get("/", params={"authToken": good})).status_code == 503
             assert not page.http.cookies
+
+    run(main())
+
+
+def test_a_swap_that_never_arrives_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        async with entrance(tmp_path) as at:
+            head = (
+                f"POST /connect HTTP/1.1\r\nHost: localhost:{at.port}\r\nOrigin: {at.origin}\r\n"
+                "Content-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
+            ).encode()
+            reader, writer = await asyncio.open_connection("localhost", at.port, ssl=at.trust())
+            writer.write(head)
+            assert (await reader.readline()).startswith(b"HTTP/1.1 400 ")
+            monkeypatch.setattr(desktop_entrance, "BODY_SECONDS", 30)
+            writer.transport.abort()
+            _, writer = await asyncio.open_connection("localhost", at.port, ssl=at.trust())
+            writer.write(head)
+            await until(lambda: at.gate.taken == 1, "the swap to begin")
+            writer.transport.abort()
+            await until(lambda: at.gate.taken == 0, "its end")
+
+    monkeypatch.setattr(desktop_entrance, "BODY_SECONDS", 0.1)
+    run(main())
+    assert not [one for one in caplog.records if one.levelno >= logging.WARNING and one.exc_info]
+
+
+def test_who_is_admitted_is_no_stranger(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with (
+            rfb_server(tmp_path) as rfb,
+            entrance(tmp_path, rfb.desktop()) as at,
+            browser(at) as alice,
+        ):
+            await alice.http.get("/")
+            assert at.gate.strangers.total() == 1
+            await alice.admit()
+            async with alice.socket():
+                assert (at.gate.taken, at.gate.strangers.total()) == (2, 0)
 
     run(main())
 

@@ -24,6 +24,7 @@ from deskfleet.agent.desktop.attendance import Attendance
 from deskfleet.agent.desktop.desktops import Desktop
 from deskfleet.agent.desktop.entrance import MAX_MESSAGE_BYTES, build_entrance
 from deskfleet.errors import Unavailable
+from deskfleet.gate import Gate
 from deskfleet.listener import bind, listening, port_of
 from deskfleet.ports import TokenCheck
 from deskfleet.system import SystemClock, open_key_file
@@ -96,6 +97,7 @@ class RunningEntrance:
     verifier: Verifier
     attendance: Attendance
     changes: list[str]
+    gate: Gate
 
     @property
     def origin(self) -> str:
@@ -123,9 +125,12 @@ async def entrance(
     signer = open_key_file(folder / "admission.key")
     app = build_entrance(known, check or verifier, attendance, SystemClock(), signer, **options)
     context = server_context(certificate, certificate)
+    gate, most = Gate(), MAX_MESSAGE_BYTES
     with closing(bind("127.0.0.1", 0, "desktops")) as bound:
-        async with listening(app, bound, context, max_message_bytes=MAX_MESSAGE_BYTES):
-            yield RunningEntrance(port_of(bound), certificate, known, verifier, attendance, changes)
+        async with listening(app, bound, context, max_message_bytes=most, gate=gate):
+            yield RunningEntrance(
+                port_of(bound), certificate, known, verifier, attendance, changes, gate
+            )
 
 
 def write_certificate(path: Path) -> None:

@@ -29,7 +29,7 @@ from deskfleet.certificates import ensure_authority, ensure_server_certificate, 
 from deskfleet.core import permissions
 from deskfleet.core.records import Facts
 from deskfleet.errors import Forbidden, PermissionsInvalid, SetupFailed, Unavailable
-from deskfleet.listener import bind, listening, port_of
+from deskfleet.listener import bind, listening, new_gate, port_of
 from deskfleet.machine import here
 from deskfleet.ports import ServesClients, SessionDriver
 from deskfleet.settings import AgentSettings
@@ -235,9 +235,11 @@ async def _entrance(
     key = open_key_file(settings.state / "admission.key")
     entrance = build_entrance(desktops, door.check_token, attendance, SystemClock(), key)
     shown = await asyncio.to_thread(Shown, lambda: _own_pair(tls_folder))
+    # Behind a browser's connection there is one to its desktop.
+    gate, most = new_gate(files_each=2), MAX_MESSAGE_BYTES
     keeping = asyncio.create_task(shown.keep())
     try:
-        async with listening(entrance, bound, shown.context(), max_message_bytes=MAX_MESSAGE_BYTES):
+        async with listening(entrance, bound, shown.context(), max_message_bytes=most, gate=gate):
             yield
     finally:
         keeping.cancel()

@@ -46,9 +46,10 @@ from deskfleet.certificates import ensure_authority, ensure_server_certificate, 
 from deskfleet.core.queue import QueueLimits
 from deskfleet.core.records import Broker
 from deskfleet.errors import StoreFailed, Unavailable
+from deskfleet.gate import Gate
 from deskfleet.gateway_certificates import demand_certificate
 from deskfleet.keystores import trusted
-from deskfleet.listener import bind, listening, port_of
+from deskfleet.listener import bind, listening, new_gate, port_of
 from deskfleet.machine import here
 from deskfleet.ports import Store
 from deskfleet.settings import BrokerSettings
@@ -265,13 +266,14 @@ async def _parts(
         pokes.run,
         tls.shown.keep,
     ]
+    gate = new_gate()
     async with (
         http,
         contextlib.aclosing(external),
         _chores(chores),
-        listening(_client_app(house, defaults, settings), bound.clients, tls.clients),
-        listening(_agent_app(house, settings), bound.agents, tls.agents),
-        _gateways(house, settings, bound.gateways, tls.gateways) as gateway_port,
+        listening(_client_app(house, defaults, settings), bound.clients, tls.clients, gate=gate),
+        listening(_agent_app(house, settings), bound.agents, tls.agents, gate=gate),
+        _gateways(house, settings, bound.gateways, tls.gateways, gate) as gateway_port,
     ):
         log.info("broker.started", extra={"broker_id": me.id, "url": me.url})
         try:
@@ -318,13 +320,17 @@ def _agent_app(house: House, settings: BrokerSettings) -> Door:
 
 @contextlib.asynccontextmanager
 async def _gateways(
-    house: House, settings: BrokerSettings, bound: socket.socket | None, context: ssl.SSLContext
+    house: House,
+    settings: BrokerSettings,
+    bound: socket.socket | None,
+    context: ssl.SSLContext,
+    gate: Gate,
 ) -> AsyncIterator[int | None]:
     """Serve connection gateways where the settings want it; give their port."""
     if bound is None:
         yield None
         return
-    async with listening(gateway_app(house, _limits(settings)), bound, context):
+    async with listening(gateway_app(house, _limits(settings)), bound, context, gate=gate):
         yield port_of(bound)
 
 

@@ -9,6 +9,7 @@ import asyncio
 import grp
 import os
 import pwd
+import resource
 import signal
 import socket
 import stat
@@ -128,6 +129,12 @@ def become(module: str, arguments: Sequence[str], environment: Mapping[str, str]
         [sys.executable, "-P", "-m", module, *arguments],
         {**os.environ, **environment},
     )
+
+
+def most_files() -> int:
+    """Return how many files and sockets this program may have open at once."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
 
 
 def claim_address(bound: socket.socket) -> None:

@@ -164,6 +164,11 @@ def become(module: str, arguments: Sequence[str], environment: Mapping[str, str]
     sys.exit(0)
 
 
+def most_files() -> int:
+    """Sockets are no files here; memory is what limits them."""
+    return sys.maxsize
+
+
 def claim_address(bound: socket.socket) -> None:
     # SO_REUSEADDR would let any program of any user take connections over here.
     exclusive = getattr(socket, "SO_EXCLUSIVEADDRUSE", None)

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 import msgspec
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.requests import HTTPConnection, Request
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -37,6 +37,7 @@ from deskfleet.agent.desktop.rfb import RfbFilter, rights_of
 from deskfleet.agent.desktop.verdicts import Verdicts
 from deskfleet.core.permissions import Feature
 from deskfleet.errors import Unavailable
+from deskfleet.gate import vouch
 from deskfleet.machine import here
 from deskfleet.ports import Clock, Signer, TokenCheck
 
@@ -44,6 +45,7 @@ log = logging.getLogger(__name__)
 
 _BUNDLE = Path(__file__).parent / "page" / "bundle"
 _MOST_BODY_BYTES = 16 * 1024
+BODY_SECONDS = 30.0
 MAX_MESSAGE_BYTES = 1024 * 1024
 """Of one WebSocket message; the listener holds browsers to it."""
 _CLOSE_SECONDS = 2.0
@@ -259,13 +261,14 @@ class _Entrance:
         if request.headers.get("content-type", "").partition(";")[0] != "application/json":
             return _BAD_REQUEST
         body = bytearray()
-        async for part in request.stream():
-            body += part
-            if len(body) > _MOST_BODY_BYTES:
-                return _BAD_REQUEST
         try:
+            async with asyncio.timeout(BODY_SECONDS):
+                async for part in request.stream():
+                    body += part
+                    if len(body) > _MOST_BODY_BYTES:
+                        return _BAD_REQUEST
             return msgspec.json.decode(body, type=ConnectRequest)
-        except msgspec.MsgspecError:
+        except (TimeoutError, ClientDisconnect, msgspec.MsgspecError):
             return _BAD_REQUEST
 
     async def _verify(
@@ -285,6 +288,7 @@ class _Entrance:
         except Unavailable:
             return _UNREACHABLE
         if user is not None:
+            vouch(connection.scope)
             may_see = Feature.DISPLAY in await self._features(desktop, user)
             return (user, desktop) if may_see else _NOT_ALLOWED
         now = self._clock.now().timestamp()
@@ -296,6 +300,7 @@ class _Entrance:
         admission = self._admissions.find(session_id, connection.cookies)
         if admission is None:
             return _NOT_ADMITTED
+        vouch(connection.scope)
         desktop = self._desktops.find(session_id)
         if desktop is None:
             return _ENDED

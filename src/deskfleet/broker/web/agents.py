@@ -28,6 +28,7 @@ from deskfleet.errors import (
     Unauthenticated,
     Unavailable,
 )
+from deskfleet.gate import vouch
 from deskfleet.wire.messages import FromBroker, decode_from_agent, encode
 
 log = logging.getLogger(__name__)
@@ -86,6 +87,7 @@ class Agents:
             # Nothing is wrong with the token: it must not be thrown away.
             await socket.send_denial_response(Response(status_code=HTTPStatus.SERVICE_UNAVAILABLE))
             return
+        vouch(socket.scope)
         await socket.accept()
 
         async def send(message: FromBroker) -> None:

@@ -38,6 +38,7 @@ from deskfleet.broker.web.routes import (
 )
 from deskfleet.broker.web.throttle import Limits, Throttle, too_many
 from deskfleet.errors import DeskfleetError, StoreFailed, Unavailable
+from deskfleet.gate import vouch
 
 log = logging.getLogger(__name__)
 
@@ -129,6 +130,8 @@ class Guard:
             try:
                 known = await self._callers.of(route.caller, request)
                 caller = known.name
+                if caller is not None:
+                    vouch(request.scope)
                 wait = self._wait(route, caller, request)
                 response = too_many(wait) if wait else await self._admit(route, known, request)
             except DeskfleetError as error:

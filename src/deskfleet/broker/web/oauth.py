@@ -26,6 +26,7 @@ from deskfleet.broker.web.problems import refusal
 from deskfleet.broker.web.shapes import AccessToken, OAuthError
 from deskfleet.broker.web.throttle import Throttle, too_many
 from deskfleet.errors import Forbidden, Invalid, Unauthenticated
+from deskfleet.gate import vouch
 
 TOKEN_LIFE = timedelta(hours=1)
 MAX_NAME = 256
@@ -100,6 +101,7 @@ class OAuth:
                 credentials = await self._access.register_agent(asked.software_statement, name)
         except Forbidden:
             return refusal(400, "unapproved_software_statement")
+        vouch(request.scope)
         body = Registered(
             client_id=credentials.client_id,
             client_secret=credentials.client_password,
@@ -125,6 +127,7 @@ class OAuth:
         except Unauthenticated:
             self._throttle.login_refused(address, client_id)
             return _error(401, "unauthorized_client", headers=BASIC)
+        vouch(request.scope)
         wait = self._throttle.call(client_id)
         return too_many(wait) if wait else _given(token)
 

@@ -15,13 +15,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from ipaddress import IPv6Address, IPv6Network, ip_address
 from typing import Generic, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Scope
 
 from deskfleet.broker.web.problems import refusal
+from deskfleet.core.addresses import counted
 
 MAX_KEYS = 10_000
 REFUSED_LOGINS_PER_SECOND = 10
@@ -156,24 +156,12 @@ class Throttle:
         client = scope.get("client")
         direct = client[0] if client else ""
         told = _forwarded(scope) if self._forwarded_for else None
-        return (told and _counted(told)) or _counted(direct) or direct
+        return (told and counted(told)) or counted(direct) or direct
 
 
 def _forwarded(scope: Scope) -> str | None:
     values = [value for name, value in scope["headers"] if name == b"x-forwarded-for"]
     return str(values[-1], "latin-1").rpartition(",")[2].strip() if values else None
-
-
-def _counted(text: str) -> str | None:
-    try:
-        address = ip_address(text)
-    except ValueError:
-        return None
-    if isinstance(address, IPv6Address):
-        if address.ipv4_mapped is not None:
-            return str(address.ipv4_mapped)
-        return str(IPv6Network((int(address), 64), strict=False).network_address)
-    return str(address)
 
 
 def too_many(wait: float) -> Response:

@@ -1,0 +1,150 @@
+"""One connection of a stranger, on uvicorn's protocols: nothing that it waits for waits for ever.
+
+Every stretch of a request has a limit in seconds, which what arrives meanwhile doesn't prolong:
+its head, its body, the pause before the next one. Answers take what they take, but whoever doesn't
+read them is hung up on. A WebSocket that was accepted is its application's to end, and pings find
+out whether somebody is still there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from enum import Enum, auto
+from typing import cast
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+from deskfleet.gate import SEAT, Seat
+
+MAX_HEAD_BYTES = 256 * 1024
+"""Of all of a request but its body: head, trailers, sizes of chunks. Counted in whole reads, which
+may hold more than that."""
+HEAD_SECONDS = 10.0
+BODY_SECONDS = 35.0
+"""A little more than the doors give a body, so that they can still say what is wrong."""
+IDLE_SECONDS = 30.0
+STALLED_SECONDS = 30.0
+"""For a peer to take what fits into no buffer any more."""
+
+
+class _Stretch(Enum):
+    """What a connection waits for."""
+
+    FIRST = auto()
+    HEAD = auto()
+    BODY = auto()
+    ANSWER = auto()
+    NEXT = auto()
+    NOTHING = auto()
+
+
+def _limit(stretch: _Stretch) -> float | None:
+    """Return how many seconds a stretch may take, None where others see to that."""
+    if stretch is _Stretch.NEXT:
+        return IDLE_SECONDS
+    if stretch is _Stretch.FIRST or stretch is _Stretch.HEAD:
+        return HEAD_SECONDS
+    return BODY_SECONDS if stretch is _Stretch.BODY else None
+
+
+class Http(HttpToolsProtocol):
+    """HTTP over one connection, until it becomes a WebSocket."""
+
+    _stretch = _Stretch.FIRST
+    _is_new = True
+    """Whether the stretch has begun since its limit was set."""
+    _timer: asyncio.TimerHandle | None = None
+    _stalled: asyncio.TimerHandle | None = None
+    _head_bytes = 0
+
+    @property
+    def _seat(self) -> Seat:
+        return cast(Seat, self.app_state[SEAT])
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(cast(asyncio.Transport, transport))
+        if transport.get_extra_info("peercert"):
+            # The handshake has asked for a certificate, and checked it.
+            self._seat.vouch()
+        self._set_limit()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end()
+        self._set_limit()
+        self._seat.leave()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._is_new:
+            if self.transport.get_protocol() is not self:
+                self._end()
+            self._set_limit()
+        self._head_bytes += len(data)
+        if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+            self.send_400_response("The head of the request is too large.")
+
+    def on_message_begin(self) -> None:
+        self._begin(_Stretch.HEAD)
+        self._head_bytes = 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._begin(_Stretch.BODY)
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._head_bytes -= len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        is_answered = self.cycle is not None and self.cycle.response_complete
+        self._begin(_Stretch.NEXT if is_answered else _Stretch.ANSWER)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        # Of a request whose body is still on its way, the body's limit holds.
+        if self._stretch is _Stretch.ANSWER and self.cycle.response_complete:
+            self._begin(_Stretch.NEXT)
+            self._set_limit()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._stalled is None:
+            self._stalled = self.loop.call_later(STALLED_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._resumed()
+
+    def _end(self) -> None:
+        """Wait for nothing more: the connection is lost, or a WebSocket."""
+        self._begin(_Stretch.NOTHING)
+        self._resumed()
+
+    def _resumed(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
+
+    def _begin(self, stretch: _Stretch) -> None:
+        self._stretch, self._is_new = stretch, True
+
+    def _set_limit(self) -> None:
+        self._is_new = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        seconds = _limit(self._stretch)
+        if seconds is not None and not self.transport.is_closing():
+            self._timer = self.loop.call_later(seconds, self.transport.close)
+
+
+class WebSocket(WebSocketsSansIOProtocol):
+    """What a connection goes on as when it asks for a WebSocket."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        cast(Seat, self.app_state[SEAT]).leave()
+        super().connection_lost(exc)

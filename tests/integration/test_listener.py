@@ -1,0 +1,362 @@
+"""What a listener bears from strangers: each connection ends, and none keeps others out.
+
+Limits are made short, and every test waits for what it expects, not for the limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket, WebSocketDisconnect
+from websockets.asyncio.client import connect
+
+from deskfleet import connections, listener
+from deskfleet.certificates import server_context
+from deskfleet.gate import Gate, vouch
+from deskfleet.listener import bind, listening, port_of
+from support.entrance import run, until, write_certificate
+
+GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+SHORT = 0.2
+LONG = 30.0
+"""No limit of a test that doesn't expect it; long enough for any machine."""
+
+
+class App:
+    """An application that does what strangers could make one do."""
+
+    def __init__(self) -> None:
+        self.go_on = asyncio.Event()
+        self.cut = 0
+        self.app = Starlette(
+            routes=[
+                Route("/", self.answer),
+                Route("/known", self.known),
+                Route("/slow", self.slow),
+                Route("/large", self.large),
+                Route("/read", self.read, methods=["POST"]),
+                Route("/ignore", self.answer, methods=["POST"]),
+                WebSocketRoute("/socket", self.socket),
+            ]
+        )
+
+    async def answer(self, _request: Request) -> Response:
+        return Response(b"ok")
+
+    async def known(self, request: Request) -> Response:
+        vouch(request.scope)
+        return Response(b"ok")
+
+    async def slow(self, _request: Request) -> Response:
+        await self.go_on.wait()
+        return Response(b"ok")
+
+    async def large(self, _request: Request) -> Response:
+        return Response(b"x" * 5_000_000)
+
+    async def read(self, request: Request) -> Response:
+        try:
+            return Response(b"%d" % len(await request.body()))
+        except ClientDisconnect:
+            self.cut += 1
+            return Response(status_code=499)
+
+    async def socket(self, socket: WebSocket) -> None:
+        vouch(socket.scope)
+        await socket.accept()
+        try:
+            while True:
+                await socket.send_text(await socket.receive_text())
+        except WebSocketDisconnect:
+            pass
+
+
+class Door:
+    def __init__(self, app: App, port: int, context: ssl.SSLContext, gate: Gate) -> None:
+        self.app, self.port, self.context, self.gate = app, port, context, gate
+
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection("localhost", self.port, ssl=self.context)
+
+    async def say(self, *parts: bytes) -> bytes:
+        """Send parts, and return all that comes until the door hangs up."""
+        reader, writer = await self.connect()
+        try:
+            for part in parts:
+                writer.write(part)
+                await writer.drain()
+            return await asyncio.wait_for(reader.read(), LONG)
+        except ConnectionError:
+            return b""
+        finally:
+            writer.transport.abort()
+
+    async def emptied(self) -> None:
+        await until(lambda: self.gate.taken == 0, "all seats to be given back")
+        assert not self.gate.strangers
+
+
+@pytest.fixture(autouse=True)
+def only_wanted_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HEAD_SECONDS", "BODY_SECONDS", "IDLE_SECONDS", "STALLED_SECONDS"):
+        monkeypatch.setattr(connections, name, LONG)
+    monkeypatch.setattr(listener, "GOODBYE_SECONDS", SHORT)
+
+
+@asynccontextmanager
+async def opened(folder: Path, **limits: int) -> AsyncIterator[Door]:
+    certificate = folder / "door.pem"
+    write_certificate(certificate)
+    app, gate = App(), Gate(**limits)
+    context = server_context(certificate, certificate)
+    with closing(bind("127.0.0.1", 0, "tests")) as bound:
+        async with listening(app.app, bound, context, gate=gate):
+            trust = ssl.create_default_context(cafile=str(certificate))
+            yield Door(app, port_of(bound), trust, gate)
+
+
+def at(folder: Path, story: Callable[[Door], Awaitable[None]], **limits: int) -> None:
+    async def scene() -> None:
+        async with opened(folder, **limits) as door:
+            await story(door)
+            await door.emptied()
+
+    run(scene())
+
+
+HEAD = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc"
+CHUNKED = b"POST %s HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n"
+
+
+@pytest.mark.parametrize("beginning", [HEAD, CHUNKED])
+def test_a_body_has_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beginning: bytes
+) -> None:
+    monkeypatch.setattr(connections, "BODY_SECONDS", SHORT)
+
+    async def story(door: Door) -> None:
+        assert await door.say(beginning % b"/read") == b""
+        await until(lambda: door.app.cut == 1, "the application to be told")
+        # Whether the application reads it or not.
+        answer = await door.say(beginning % b"/ignore")
+        assert answer.startswith(b"HTTP/1.1 200 ")
+
+    at(tmp_path, story)
+
+
+async def patience(writer: asyncio.StreamWriter, closed: asyncio.Task[bytes], drop: bytes) -> None:
+    """Send drops until the door hangs up."""
+    deadline = time.monotonic() + LONG / 2
+    while not closed.done():
+        assert time.monotonic() < deadline, "the door never hung up"
+        writer.write(drop)
+        await asyncio.wait([closed], timeout=SHORT / 4)
+
+
+@pytest.mark.parametrize(
+    ("limit", "first", "drop"),
+    [
+        ("HEAD_SECONDS", b"", b"\r\n"),
+        ("HEAD_SECONDS", b"GET / HTTP/1.1\r\n", b"X: y\r\n"),
+        ("HEAD_SECONDS", GET + b"GET", b"T"),
+        ("BODY_SECONDS", CHUNKED % b"/read", b"1\r\nx\r\n"),
+        ("BODY_SECONDS", CHUNKED % b"/ignore", b"1\r\nx\r\n"),
+        ("BODY_SECONDS", CHUNKED % b"/ignore" + b"0\r\n", b"X: y\r\n"),
+        ("IDLE_SECONDS", GET, b"\r\n"),
+        ("IDLE_SECONDS", GET * 3, b"\r\n"),
+    ],
+)
+def test_drops_prolong_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, first: bytes, drop: bytes
+) -> None:
+    monkeypatch.setattr(connections, limit, SHORT)
+
+    async def story(door: Door) -> None:
+        reader, writer = await door.connect()
+        writer.write(first)
+        closed = asyncio.create_task(reader.read())
+        await patience(writer, closed, drop)
+        await asyncio.gather(closed, return_exceptions=True)
+        writer.transport.abort()
+
+    at(tmp_path, story)
+
+
+@pytest.mark.parametrize("path", [b"/", b"/large"])
+def test_who_reads_no_answers_is_hung_up_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: bytes
+) -> None:
+    monkeypatch.setattr(connections, "STALLED_SECONDS", SHORT)
+    monkeypatch.setattr(connections, "IDLE_SECONDS", SHORT)
+
+    async def story(door: Door) -> None:
+        def pipeline() -> ssl.SSLSocket:
+            bare = socket.create_connection(("localhost", door.port))
+            raw = door.context.wrap_socket(bare, server_hostname="localhost")
+            raw.sendall(GET.replace(b"/", path, 1) * 100)
+            return raw
+
+        with await asyncio.to_thread(pipeline):
+            await door.emptied()
+
+    at(tmp_path, story)
+
+
+UPGRADE = b"\r\n".join(
+    [
+        b"GET /socket HTTP/1.1",
+        b"Host: x",
+        b"Connection: Upgrade",
+        b"Upgrade: websocket",
+        b"Sec-WebSocket-Version: 13",
+        b"Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==",
+        b"\r\n",
+    ]
+)
+HELLO_FRAME = b"\x81\x82\0\0\0\0hi"
+
+
+def test_what_has_its_reason_to_last_lasts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow answer, a WebSocket at rest, and a connection that is used again and again."""
+    for name in ("HEAD_SECONDS", "BODY_SECONDS", "IDLE_SECONDS", "STALLED_SECONDS"):
+        monkeypatch.setattr(connections, name, SHORT)
+    monkeypatch.setattr(listener, "HANDSHAKE_SECONDS", 1.0)
+
+    async def story(door: Door) -> None:
+        slow_reader, slow_writer = await door.connect()
+        slow_writer.write(GET.replace(b"/", b"/slow", 1))
+        used_reader, used_writer = await door.connect()
+        async with connect(f"wss://localhost:{door.port}/socket", ssl=door.context) as socket:
+            # All limits have passed once an idle connection is closed.
+            idle, _writer = await door.connect()
+            closed = asyncio.create_task(idle.read())
+            while not closed.done():
+                used_writer.write(GET)
+                await used_reader.readuntil(b"ok")
+                await asyncio.wait([closed], timeout=SHORT / 8)
+            used_writer.write(UPGRADE)
+            await used_reader.readuntil(b"\r\n\r\n")
+            idle, _writer = await door.connect()
+            await idle.read()
+            await socket.send("still here")
+            assert await socket.recv() == "still here"
+        used_writer.write(HELLO_FRAME)
+        assert await used_reader.readexactly(4) == b"\x81\x02hi"
+        door.app.go_on.set()
+        await asyncio.wait_for(slow_reader.readuntil(b"ok"), LONG)
+        for writer in (slow_writer, used_writer):
+            writer.transport.abort()
+
+    at(tmp_path, story)
+
+
+def test_a_connection_that_says_nothing_never_gets_to_tls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener, "HANDSHAKE_SECONDS", SHORT)
+
+    async def story(door: Door) -> None:
+        with socket.create_connection(("localhost", door.port)):
+            await until(lambda: door.gate.taken == 1, "the seat")
+            await door.emptied()
+        with socket.create_connection(("localhost", door.port)) as bare:
+            bare.sendall(GET)
+            await door.emptied()
+
+    at(tmp_path, story)
+
+
+def test_trailers_have_an_end(tmp_path: Path) -> None:
+    async def story(door: Door) -> None:
+        trailer = b"X-Padding: " + b"x" * 60_000 + b"\r\n"
+        started = time.monotonic()
+        for path in (b"/read", b"/ignore"):
+            await door.say(CHUNKED % path, b"0\r\n", *[trailer] * 200)
+        assert time.monotonic() - started < LONG / 2
+        # Of a body itself any number of bytes may come: that is the application's to limit.
+        body = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
+        said = await door.say(CHUNKED % b"/read", *[body] * 20, b"0\r\n\r\n" + CLOSING)
+        assert b"%d" % (3 + 20 * 0x10000) in said
+
+    at(tmp_path, story)
+
+
+CLOSING = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+
+
+async def is_let_in(door: Door) -> bool:
+    try:
+        return b"200 OK" in await door.say(CLOSING)
+    except OSError:
+        return False
+
+
+def test_strangers_of_one_address_have_some_seats_alone(tmp_path: Path) -> None:
+    async def story(door: Door) -> None:
+        held = [await door.connect() for _ in range(2)]
+        assert not await is_let_in(door)
+        # Who is known doesn't count.
+        for reader, writer in held:
+            writer.write(GET.replace(b"/", b"/known", 1))
+            await reader.readuntil(b"ok")
+        assert await is_let_in(door)
+        url = f"wss://localhost:{door.port}/socket"
+        async with connect(url, ssl=door.context), connect(url, ssl=door.context):
+            assert door.gate.taken == 4
+            strangers = [await door.connect() for _ in range(2)]
+            assert not await is_let_in(door)
+        for _, writer in (*held, *strangers):
+            writer.transport.abort()
+        await door.emptied()
+        assert await is_let_in(door)
+
+    at(tmp_path, story, most=10, most_strangers=2)
+
+
+def test_who_shows_a_certificate_is_no_stranger(tmp_path: Path) -> None:
+    async def main() -> None:
+        write_certificate(both := tmp_path / "both.pem")
+        context, trust = server_context(both, both), ssl.create_default_context(cafile=str(both))
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(both)
+        trust.load_cert_chain(both)
+        gate = Gate(most=10)
+        with closing(bind("127.0.0.1", 0, "tests")) as bound:
+            async with listening(App().app, bound, context, gate=gate):
+                port = port_of(bound)
+                reader, writer = await asyncio.open_connection("localhost", port, ssl=trust)
+                writer.write(GET)
+                await reader.readuntil(b"ok")
+                assert (gate.taken, gate.strangers.total()) == (1, 0)
+                writer.transport.abort()
+
+    run(main())
+
+
+def test_there_are_so_many_seats_and_no_more(tmp_path: Path) -> None:
+    async def story(door: Door) -> None:
+        held = []
+        for _ in range(4):
+            reader, writer = await door.connect()
+            writer.write(GET.replace(b"/", b"/known", 1))
+            await reader.readuntil(b"ok")
+            held.append(writer)
+        assert not await is_let_in(door)
+        held.pop().transport.abort()
+        await until(lambda: door.gate.taken == 3, "a seat to be given back")
+        assert await is_let_in(door)
+        for writer in held:
+            writer.transport.abort()
+
+    at(tmp_path, story, most=4)
