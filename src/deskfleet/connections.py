@@ -26,6 +26,8 @@ BODY_SECONDS = 35.0
 IDLE_SECONDS = 30.0
 STALLED_SECONDS = 30.0
 """For a peer to take what fits into no buffer any more."""
+_ONLY_TLS = (b"strict-transport-security", b"max-age=31536000")
+"""For a year, browsers that have come once come by https alone."""
 
 
 class _Stretch(Enum):
@@ -93,6 +95,8 @@ class Http(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._begin(_Stretch.BODY)
         super().on_headers_complete()
+        if self.cycle is not None and not _names_this_machine(self.headers):
+            self.cycle.default_headers = [*self.cycle.default_headers, _ONLY_TLS]
 
     def on_body(self, body: bytes) -> None:
         self._head_bytes -= len(body)
@@ -140,6 +144,17 @@ class Http(HttpToolsProtocol):
         seconds = _limit(self._stretch)
         if seconds is not None and not self.transport.is_closing():
             self._timer = self.loop.call_later(seconds, self.transport.close)
+
+
+def _names_this_machine(headers: list[tuple[bytes, bytes]]) -> bool:
+    """Say whether a request was sent to `localhost`.
+
+    There, browsers would take our word for whatever else runs on the machine, on any port.
+    """
+    for name, value in headers:
+        if name == b"host":
+            return (b"." + value.lower().partition(b":")[0]).endswith(b".localhost")
+    return False
 
 
 class WebSocket(WebSocketsSansIOProtocol):

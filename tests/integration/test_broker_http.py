@@ -497,6 +497,7 @@ class TestUsers:
         quoted = urllib.parse.quote(user, safe="")
         answer = http.get(f"/sessionConnectionData/ready/{quoted}")
         assert answer.status_code == 200
+        assert answer.headers["cache-control"] == "no-store"
         body = answer.json()
         assert set(body) == {"Session", "ConnectionToken"}
         assert body["Session"]["Id"] == "ready"
@@ -641,7 +642,9 @@ class TestBatches:
         [failed] = http.post("/closeServers", json=[{"ServerId": "n1"}]).json()["UnsuccessfulList"]
         assert failed["FailureCode"] == "DCV_SERVER_HAS_SESSIONS"
         wishes = [{"SessionId": "x", "MaxWidth": None}, {}, {"SessionId": "ready"}]
-        failed = http.post("/getSessionScreenshots", json=wishes).json()["UnsuccessfulList"]
+        answer = http.post("/getSessionScreenshots", json=wishes)
+        assert answer.headers["cache-control"] == "no-store"
+        failed = answer.json()["UnsuccessfulList"]
         assert [one["FailureReason"] for one in failed] == [
             "Dcv session not found.",
             "Dcv session not found.",

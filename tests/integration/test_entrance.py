@@ -195,6 +195,9 @@ def test_the_page_is_one_bundle_with_strict_headers(tmp_path: Path) -> None:
             for path in ("/bundle/nothing.js", "/bundle/..%2fentrance.pem", "/bundle/index.html"):
                 assert (await page.http.get(path)).status_code == 404
             assert (await page.http.get("/health")).json() == {"status": "ok"}
+            # A redirect would name whatever host was asked.
+            for path in ("/health/", "/bundle/main-AB.js/", "/admission/x/"):
+                assert (await page.http.get(path)).status_code == 404
 
     run(main())
 

@@ -344,6 +344,28 @@ def test_who_shows_a_certificate_is_no_stranger(tmp_path: Path) -> None:
     run(main())
 
 
+@pytest.mark.parametrize(
+    ("host", "told"),
+    [
+        (b"broker.example.org:8443", True),
+        (b"notlocalhost", True),
+        (b"localhost", False),
+        (b"LocalHost:8443", False),
+        (b"a.localhost:8443", False),
+    ],
+)
+def test_browsers_are_told_to_come_by_https_alone(
+    tmp_path: Path, host: bytes, *, told: bool
+) -> None:
+    async def story(door: Door) -> None:
+        asked = b"GET %s HTTP/1.1\r\nHost: " + host + b"\r\nConnection: close\r\n\r\n"
+        for path in (b"/", b"/missing"):
+            said = (await door.say(asked % path)).lower()
+            assert (b"\r\nstrict-transport-security: max-age=31536000\r\n" in said) == told
+
+    at(tmp_path, story)
+
+
 def test_there_are_so_many_seats_and_no_more(tmp_path: Path) -> None:
     async def story(door: Door) -> None:
         held = []

@@ -120,7 +120,7 @@ def build_entrance(
 ) -> Starlette:
     """Put the entrance of one server together; its listener holds to `MAX_MESSAGE_BYTES`."""
     entrance = _Entrance(desktops, check, attendance, clock, signer, groups, Pages(bundle))
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/", entrance.page),
             Route("/connect", entrance.connect, methods=["POST"]),
@@ -131,6 +131,9 @@ def build_entrance(
         ],
         middleware=[Middleware(SecurityHeaders)],
     )
+    # A slash too many makes another path; a redirect would name a host that a client chose.
+    app.router.redirect_slashes = False
+    return app
 
 
 class _Entrance:

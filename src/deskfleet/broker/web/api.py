@@ -309,7 +309,10 @@ class Api:
 
     @staticmethod
     def _answer(answer: shapes.Answer) -> Response:
-        return Response(rendering.encode(answer), media_type="application/json")
+        # Tokens and pictures are nobody's to keep, and what a fleet is like grows old at once.
+        return Response(
+            rendering.encode(answer), headers=rendering.NO_STORE, media_type="application/json"
+        )
 
 
 def _known_to(mine: str | None, facts: Facts) -> Facts:

@@ -192,5 +192,5 @@ def _error(
 
 
 def _secret(body: bytes, status: int = 200) -> Response:
-    headers = {"Cache-Control": "no-store", "Pragma": "no-cache"}
+    headers = {**rendering.NO_STORE, "Pragma": "no-cache"}
     return Response(body, status, headers, "application/json")

@@ -18,6 +18,9 @@ from deskfleet.broker.web import shapes
 from deskfleet.core import records
 from deskfleet.ports import Picture
 
+NO_STORE = {"Cache-Control": "no-store"}
+"""For answers that hold a secret."""
+
 _encoder = msgspec.json.Encoder()
 
 
