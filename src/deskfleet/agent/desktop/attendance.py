@@ -65,12 +65,6 @@ class Attendance:
     def last_disconnection_at(self, session_id: str) -> datetime | None:
         return self._last_disconnections.get(session_id)
 
-    def recall(self, session_id: str, last_disconnection_at: datetime) -> None:
-        """Take over what an earlier life of this agent knew; what is newer stays."""
-        known = self._last_disconnections.get(session_id)
-        if known is None or known < last_disconnection_at:
-            self._last_disconnections[session_id] = last_disconnection_at
-
     def close_all(self, session_id: str) -> None:
         """End all live connections of a session; those that still may will come back."""
         for visit in tuple(self._visits.get(session_id, ())):
@@ -79,6 +73,8 @@ class Attendance:
     def forget(self, session_id: str) -> None:
         """End all connections of a session that is no more, and drop what is known of it."""
         self.close_all(session_id)
+        # Whoever leaves later leaves nothing behind.
+        self._visits.pop(session_id, None)
         self._last_disconnections.pop(session_id, None)
 
     def has_supervisor(self, session_id: str) -> bool:
@@ -92,7 +88,7 @@ class Attendance:
         An older visit of the same page makes room: after a network blink the old connection
         may take a minute to be found dead, and must not keep its own successor out.
         """
-        visits = self._visits.setdefault(session_id, [])
+        visits = self._visits.get(session_id, [])
         older = [visit for visit in visits if (visit.user, visit.page) == (user, page)]
         if limit is not None and len(visits) - len(older) >= limit:
             return None
@@ -104,6 +100,7 @@ class Attendance:
             asked_to_end=asyncio.get_running_loop().create_future(),
         )
         visits.append(visit)
+        self._visits[session_id] = visits
         for replaced in older:
             replaced.end(Close.REPLACED)
             self.leave(replaced)
