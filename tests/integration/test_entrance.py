@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from deskfleet.agent.broker_door import BrokerDoor
 from deskfleet.agent.desktop import entrance as desktop_entrance
+from deskfleet.agent.desktop import groups as desktop_groups
 from deskfleet.agent.desktop.admission import cookie_name
 from deskfleet.agent.desktop.attendance import Close
 from deskfleet.agent.desktop.desktops import Desktop
@@ -483,6 +485,52 @@ def test_operating_system_groups_count(tmp_path: Path) -> None:
             assert refused.status_code == 403
 
     run(main())
+
+
+def test_a_silent_user_directory_holds_up_nobody_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(desktop_groups, "LIMIT_SECONDS", 0.1)
+    answering = threading.Event()
+    asked: list[str] = []
+
+    def groups(user: str) -> frozenset[str]:
+        asked.append(user)
+        answering.wait(30)
+        return frozenset({"lab"})
+
+    async def main() -> None:
+        async with (
+            rfb_server(tmp_path) as rfb,
+            entrance(
+                tmp_path,
+                rfb.desktop(permissions=only("osgroup:lab allow display unsupervised-access")),
+                rfb.desktop(session_id=OTHER),
+                groups=groups,
+            ) as at,
+            browser(at) as page,
+        ):
+            users = [f"user{number}" for number in range(40)]
+            tokens = [at.verifier.token(SESSION, user) for user in (*users, "carol", "carol")]
+            for refused in await asyncio.gather(*(page.swap(SESSION, token) for token in tokens)):
+                assert (refused.status_code, refused.json()["code"]) == (503, "groups.unknown")
+            link = at.link(SESSION, users[0]).partition("#")[0]
+            assert (await page.http.get(link)).status_code == 503
+            assert len(asked) == len(set(asked)) == desktop_groups.THREADS
+            # Where groups don't count nobody is asked, and what else needs a thread has one.
+            await page.admit(session_id=OTHER)
+            assert await asyncio.wait_for(asyncio.to_thread(lambda: "done"), 10) == "done"
+            answering.set()
+            await page.admit("carol")
+            answering.clear()
+            assert (await page.http.get(f"/admission/{SESSION}")).status_code == 503
+            assert await status_of(page.socket()) == 503
+            answering.set()
+
+    try:
+        run(main())
+    finally:
+        answering.set()
 
 
 def test_a_guest_without_unsupervised_access_is_there_only_with_the_owner(tmp_path: Path) -> None:

@@ -233,6 +233,21 @@ def test_the_limits_themselves_are_allowed() -> None:
     assert refusal("\n" * (MAX_LINES + 1)).line == MAX_LINES + 1
 
 
+@pytest.mark.parametrize(
+    ("text", "depend"),
+    [
+        ("%owner% allow builtin\nbob allow display", False),
+        ("osgroup:lab allow display", True),
+        ("bob allow display\nosgroup:lab deny mouse", True),
+        ("group:g allow display\n[groups]\ng=bob", False),
+        ("group:g allow display\n[groups]\nh=osgroup:lab\ng=bob,group:h", True),
+    ],
+)
+def test_groups_of_the_system_count_where_they_are_named(text: str, *, depend: bool) -> None:
+    assert parse(f"[permissions]\n{text}").depend_on_os_groups == depend
+    assert not OWNER_ONLY.depend_on_os_groups
+
+
 def test_a_long_chain_of_aliases_and_groups_needs_no_recursion() -> None:
     groups = "\n".join(f"n{i}=group:n{i + 1}" for i in range(900))
     aliases = "\n".join(f"n{i}=n{i + 1}" for i in range(900))

@@ -107,6 +107,15 @@ class Permissions:
     groups: tuple[Group, ...] = ()
     """A group stands behind those that are its members."""
 
+    @property
+    def depend_on_os_groups(self) -> bool:
+        """Tell whether it matters which groups of the operating system a user is in."""
+        actors = [
+            *(rule.actor for rule in self.rules),
+            *(m for g in self.groups for m in g.members),
+        ]
+        return any(actor.kind is Kind.OS_GROUP for actor in actors)
+
     def features(self, user: str, owner: str, groups: frozenset[str]) -> Features:
         """Say what a user may use in a session of `owner`; `groups` are the user's OS groups."""
         actors = {Actor(Kind.ANY), Actor(Kind.USER, user)}

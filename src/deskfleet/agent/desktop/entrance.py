@@ -30,6 +30,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from deskfleet.agent.desktop.admission import Admission, Admissions, cookie_name, read_claims
 from deskfleet.agent.desktop.attendance import Attendance, Close, Visit
 from deskfleet.agent.desktop.desktops import Desktop, Desktops
+from deskfleet.agent.desktop.groups import Groups
 from deskfleet.agent.desktop.headers import SecurityHeaders
 from deskfleet.agent.desktop.pages import Pages
 from deskfleet.agent.desktop.relay import DesktopSocket, relay
@@ -82,6 +83,9 @@ _ENDED = Refused(
 )
 _UNREACHABLE = Refused(
     503, "broker.unreachable", "Your link can't be checked right now. Try again in a moment."
+)
+_UNCHECKED = Refused(
+    503, "groups.unknown", "Your rights can't be checked right now. Try again in a moment."
 )
 _BAD_REQUEST = Refused(400, "request.invalid", "The request is not valid.")
 _BAD_ORIGIN = Refused(403, "origin.foreign", "This request comes from another site.")
@@ -151,7 +155,7 @@ class _Entrance:
         self._verdicts = Verdicts(check, clock)
         self._attendance = attendance
         self._clock = clock
-        self._groups = groups
+        self._groups = Groups(groups)
         self._pages = pages
         self._admissions = Admissions(clock, signer)
 
@@ -176,7 +180,7 @@ class _Entrance:
         if not isinstance(verdict, Refused):
             return self._pages.index()
         self._log_refusal(verdict, request, claims.session_id if claims else "")
-        title = "Try again" if verdict is _UNREACHABLE else "This link does not open a desktop"
+        title = "Try again" if verdict.status == 503 else "This link does not open a desktop"
         return self._pages.refusal(status=verdict.status, title=title, message=verdict.message)
 
     async def connect(self, request: Request) -> Response:
@@ -292,7 +296,10 @@ class _Entrance:
             return _UNREACHABLE
         if user is not None:
             vouch(connection.scope)
-            may_see = Feature.DISPLAY in await self._features(desktop, user)
+            try:
+                may_see = Feature.DISPLAY in await self._features(desktop, user)
+            except Unavailable:
+                return _UNCHECKED
             return (user, desktop) if may_see else _NOT_ALLOWED
         now = self._clock.now().timestamp()
         expired = claims.expires_at is not None and claims.expires_at <= now
@@ -307,7 +314,10 @@ class _Entrance:
         desktop = self._desktops.find(session_id)
         if desktop is None:
             return _ENDED
-        features = await self._features(desktop, admission.user)
+        try:
+            features = await self._features(desktop, admission.user)
+        except Unavailable:
+            return _UNCHECKED
         if Feature.DISPLAY not in features:
             return _NOT_ALLOWED
         standing = Standing(admission, desktop, features)
@@ -316,8 +326,11 @@ class _Entrance:
         return standing
 
     async def _features(self, desktop: Desktop, user: str) -> frozenset[Feature]:
-        groups = await asyncio.to_thread(self._groups, user)
-        return desktop.permissions.features(user, desktop.owner, groups)
+        """Decide what a user may do. Raises `Unavailable` while groups that count aren't known."""
+        permissions, groups = desktop.permissions, frozenset[str]()
+        if permissions.depend_on_os_groups:
+            groups = await self._groups.of(user)
+        return permissions.features(user, desktop.owner, groups)
 
     def _log_refusal(self, refused: Refused, connection: HTTPConnection, session_id: str) -> None:
         log.info(
