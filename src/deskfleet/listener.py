@@ -21,6 +21,7 @@ from deskfleet.connections import IDLE_SECONDS, Http, WebSocket
 from deskfleet.errors import SetupFailed
 from deskfleet.gate import MOST_CONNECTIONS, SEAT, Gate, Seat
 from deskfleet.machine import here
+from deskfleet.observe import seldom
 
 log = logging.getLogger(__name__)
 
@@ -105,12 +106,14 @@ class _Server(uvicorn.Server):
                 continue  # who came has gone already
             except OSError as error:
                 # Out of files or memory: those who wait are let in when there are some again.
-                log.warning("listener.exhausted", extra={"reason": error.strerror})
+                log.warning("listener.exhausted", extra={"reason": error.strerror, **seldom("")})
                 await asyncio.sleep(EXHAUSTED_SECONDS)
                 continue
             seat = self._gate.enter(address[0])
             if seat is None:
-                log.warning("connection.refused", extra={"stranger": address[0]})
+                log.warning(
+                    "connection.refused", extra={"address": address[0], **seldom(address[0])}
+                )
                 connection.close()
             else:
                 self._begin(self._greet(connection, seat))

@@ -2,7 +2,8 @@
 
 Every record passes one filter that masks what looks like a credential, whoever logged it, and
 one formatter that escapes control characters, so that what a stranger sent can neither forge a
-line nor drive a terminal, and caps sizes, so that it can't fill a disk.
+line nor drive a terminal, and caps sizes, so that it can't fill a disk. Nor can many of them: what
+a stranger can bring about again and again is logged with `seldom`, and written every ten seconds.
 
 Laws: a record, however odd, never makes the caller fail. What is masked stays masked for all
 later handlers. Only `configure_logging` touches global state; composition roots alone call it.
@@ -13,11 +14,14 @@ from __future__ import annotations
 import hmac
 import json as json_text
 import logging
+import math
 import re
+import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Protocol, TypeVar
 
+from deskfleet.core.addresses import counted
 from deskfleet.errors import SetupFailed
 
 T = TypeVar("T")
@@ -37,6 +41,9 @@ MAX_LINE = 64_000
 """A longer line is written without its fields."""
 MAX_ITEMS = 20
 """Of one list or mapping in a field."""
+SELDOM_SECONDS = 10.0
+MAX_SELDOM = 10_000
+"""Kinds of records by whom they are about; of more, the ones that were written longest ago."""
 _MAX_DEPTH = 3
 _MAX_SCANNED = 64_000
 
@@ -73,6 +80,18 @@ _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"eyJ[\w-]{5,}(?:\.[\w-]*)*"), MASK),
     (re.compile(r"(://[^/\s:@]*:)[^/\s@]+@"), rf"\1{MASK}@"),
 )
+
+
+_SELDOM_BY = "seldom_by"
+
+
+def seldom(address: str, *kind: str | int) -> dict[str, Any]:
+    """Return fields for a record that is to be written every ten seconds for each address.
+
+    Records are told apart by their event and `kind`, which strangers must not be free to choose.
+    The next one that is written says how many were left out.
+    """
+    return {_SELDOM_BY: (counted(address) or address, *kind)}
 
 
 class Secret:
@@ -135,6 +154,36 @@ class RedactingFilter(logging.Filter):
         return True
 
 
+class RepeatsFilter(logging.Filter):
+    """Leaves out what was logged with `seldom` a short while ago, and counts it."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._now = now
+        self._written: dict[object, tuple[float, int]] = {}
+        """When a kind was written last, and how many were left out since; the oldest first."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        by = record.__dict__.pop(_SELDOM_BY, None)
+        if by is None and record.name in _UVICORN and record.levelno <= logging.WARNING:
+            # What it has to say of garbage names nobody.
+            by = ()
+        if by is None:
+            return True
+        key, now = (record.name, record.msg, by), self._now()
+        written, left_out = self._written.get(key, (-math.inf, 0))
+        if now - written < SELDOM_SECONDS:
+            self._written[key] = written, left_out + 1
+            return False
+        self._written.pop(key, None)
+        self._written[key] = now, 0
+        if len(self._written) > MAX_SELDOM:
+            del self._written[next(iter(self._written))]
+        if left_out:
+            record.left_out = left_out
+        return True
+
+
 class JsonFormatter(logging.Formatter):
     """One JSON object in ASCII per line: `time`, `level`, `logger`, `event`, then the facts."""
 
@@ -194,6 +243,8 @@ def configure_logging(level: str, stream: Stream, *, json: bool) -> None:
     if wanted is None:
         raise SetupFailed(f"{level!r} is no log level; choose one of {', '.join(LEVELS)}")
     handler = _OurHandler(stream)
+    # First: what is left out costs no more than that.
+    handler.addFilter(RepeatsFilter())
     handler.addFilter(RedactingFilter())
     handler.setFormatter(JsonFormatter() if json else TextFormatter())
     root = logging.getLogger()

@@ -12,6 +12,7 @@ import contextlib
 import gzip
 import hmac
 import json
+import logging
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator
@@ -38,6 +39,7 @@ from deskfleet.core.change import Stored, Tombstone
 from deskfleet.core.records import AgentClient, Endpoint, Revision, SigningKey
 from deskfleet.errors import StoreFailed, Unavailable
 from deskfleet.gate import Gate
+from deskfleet.observe import RepeatsFilter
 from deskfleet.ports import Lost
 from deskfleet.system import SystemClock
 from deskfleet.wire.messages import (
@@ -472,6 +474,60 @@ class TestHeads:
             raw.sendall(whole[:10])
             assert read_all(raw) == b""
         is_well(broker)
+
+
+class TestNoise:
+    """Whoever says nonsense is told of once in a while, not each time."""
+
+    def told(
+        self, broker: RunningBroker, door: int, *asked: tuple[str, dict[str, Any]]
+    ) -> list[str]:
+        """Return what is logged of requests that are sent ten times each."""
+        repeats = RepeatsFilter(lambda: 0.0)
+        broker.log.records.clear()
+        broker.log.addFilter(repeats)
+        try:
+            with broker.http(door) as client:
+                for path, options in asked:
+                    for _ in range(10):
+                        client.post(path, **options)
+        finally:
+            broker.log.removeFilter(repeats)
+        ours = [one for one in broker.log.records if one.levelno >= logging.INFO]
+        assert all(one.__dict__["address"] == "127.0.0.1" for one in ours)
+        return [one.getMessage() for one in ours]
+
+    def test_at_the_door_for_clients(self, broker: RunningBroker) -> None:
+        asked: list[tuple[str, dict[str, Any]]] = [
+            ("/oauth2/token", {"content": b"nonsense"}),
+            ("/createSessions", {"headers": bearer("nonsense")}),
+            ("/nowhere", {}),
+        ]
+        told = self.told(broker, broker.doors.client_port, *asked)
+        assert told == ["request.answered"] * 2
+        is_well(broker)
+
+    def test_at_the_door_for_agents(self, broker: RunningBroker) -> None:
+        token = {"sessionId": "x", "authenticationToken": "y", "clientAddress": "z"}
+        asked: list[tuple[str, dict[str, Any]]] = [
+            ("/agent/validate-authentication-token", {"content": b"nonsense"}),
+            ("/agent/validate-authentication-token", {"data": token}),
+            ("/register", {"json": {"software_statement": "nonsense"}}),
+        ]
+        told = self.told(broker, broker.doors.agent_port, *asked)
+        assert sorted(told) == ["request.answered"] * 2 + ["token.refused"]
+        is_well(broker)
+
+    def test_what_known_clients_do_wrong_is_told_each_time(
+        self, broker: RunningBroker, http: httpx.Client
+    ) -> None:
+        broker.log.records.clear()
+        repeats = RepeatsFilter(lambda: 0.0)
+        broker.log.addFilter(repeats)
+        for _ in range(5):
+            http.post("/createSessions", content=b"nonsense")
+        broker.log.removeFilter(repeats)
+        assert broker.log.events() == ["request.answered"] * 5
 
 
 class TestUsers:

@@ -25,6 +25,7 @@ from deskfleet.agent.desktop.attendance import Close
 from deskfleet.agent.desktop.desktops import Desktop
 from deskfleet.broker.service.access import Audience
 from deskfleet.core.permissions import OWNER_ONLY, Permissions, parse
+from deskfleet.observe import RepeatsFilter
 from deskfleet.system import SystemClock
 from support.builders import a_link, a_server, a_session, some_facts
 from support.entrance import RunningEntrance, entrance, run, until
@@ -682,6 +683,25 @@ def test_no_token_and_no_cookie_is_logged(tmp_path: Path, caplog: pytest.LogCapt
     ]
     assert any("connection.opened" in line for line in ours)
     assert not [line for line in ours for secret in secrets if secret in line]
+
+
+def test_refusals_are_told_seldom(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        async with entrance(tmp_path) as at, browser(at) as page:
+            for _ in range(5):
+                await page.http.get("/", params={"authToken": "nonsense"})
+                await page.swap(SESSION, at.verifier.token(SESSION, ALICE))
+
+    caplog.set_level(logging.INFO)
+    repeats = RepeatsFilter(lambda: 0.0)
+    caplog.handler.addFilter(repeats)
+    try:
+        run(main())
+    finally:
+        caplog.handler.removeFilter(repeats)
+    refused = [one for one in caplog.records if one.getMessage() == "admission.refused"]
+    reasons = [one.__dict__["reason"] for one in refused]
+    assert reasons == ["token.refused", "session.missing"]
 
 
 def test_a_page_asks_the_broker_once_and_so_can_spend_a_token_of_single_use(

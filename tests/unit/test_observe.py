@@ -18,9 +18,12 @@ from deskfleet.observe import (
     MAX_FIELD,
     MAX_FIELDS,
     MAX_ITEMS,
+    MAX_SELDOM,
+    RepeatsFilter,
     Secret,
     configure_logging,
     redact,
+    seldom,
 )
 
 JWT = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJib2IifQ.c2lnbmF0dXJlLXNpZ25hdHVyZQ"
@@ -47,6 +50,72 @@ def only_line(stream: io.StringIO) -> dict[str, Any]:
     assert len(lines) == 1, lines
     decoded: dict[str, Any] = json.loads(lines[0])
     return decoded
+
+
+class TestSeldom:
+    def written(self, *moments: tuple[float, str, dict[str, Any]]) -> list[tuple[str, int]]:
+        """Return which of these events are written, with how many were left out before."""
+        now = 0.0
+        repeats = RepeatsFilter(lambda: now)
+        told = []
+        for moment, event, fields in moments:
+            now = moment
+            record = log.makeRecord(log.name, logging.INFO, "f", 1, event, (), None, extra=fields)
+            if repeats.filter(record):
+                told.append((event, getattr(record, "left_out", 0)))
+        return told
+
+    def test_every_ten_seconds_for_each_address_and_kind(self) -> None:
+        one, other = seldom("192.0.2.1", "/path", 401), seldom("192.0.2.2", "/path", 401)
+        assert self.written(
+            (0.0, "a.refused", one),
+            (0.1, "a.refused", one),
+            (0.2, "a.refused", other),
+            (0.3, "a.refused", seldom("192.0.2.1", "/path", 429)),
+            (0.4, "another.refused", one),
+            (9.9, "a.refused", one),
+            (10.0, "a.refused", one),
+            (10.1, "a.refused", one),
+            (30.0, "a.refused", one),
+            (50.0, "a.refused", one),
+        ) == [
+            ("a.refused", 0),
+            ("a.refused", 0),
+            ("a.refused", 0),
+            ("another.refused", 0),
+            ("a.refused", 2),
+            ("a.refused", 1),
+            ("a.refused", 0),
+        ]
+
+    def test_a_host_has_a_whole_network(self) -> None:
+        hosts = [(0.0, "a.b", seldom(f"2001:db8::{number}")) for number in range(1, 9)]
+        assert self.written(*hosts) == [("a.b", 0)]
+
+    def test_all_else_is_written_always(self) -> None:
+        assert len(self.written(*[(0.0, "a.b", {"address": "192.0.2.1"})] * 5)) == 5
+
+    def test_memory_has_an_end(self) -> None:
+        repeats = RepeatsFilter(lambda: 0.0)
+        for number in range(MAX_SELDOM + 100):
+            fields = seldom(str(number))
+            assert repeats.filter(log.makeRecord("x", 20, "f", 1, "a.b", (), None, extra=fields))
+        assert len(repeats._written) == MAX_SELDOM
+
+    def test_in_lines(self) -> None:
+        stream = configured()
+        for _ in range(3):
+            log.info("token.refused", extra={"address": "192.0.2.1", **seldom("192.0.2.1")})
+            logging.getLogger("uvicorn.error").warning("Invalid HTTP request received.")
+        for _ in range(2):
+            logging.getLogger("uvicorn.error").error("Exception in ASGI application")
+        lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+        assert [line["event"] for line in lines] == [
+            "token.refused",
+            "Invalid HTTP request received.",
+            *["Exception in ASGI application"] * 2,
+        ]
+        assert set(lines[0]) == {"time", "level", "logger", "event", "address"}
 
 
 class TestJsonLines:

@@ -153,16 +153,6 @@ def test_zero_is_no_limit() -> None:
     assert not any(throttle.call("a") for _ in range(5000))
 
 
-def test_refusals_are_news_once_in_ten_seconds() -> None:
-    clock = FakeClock()
-    throttle = Throttle(Limits(), clock.monotonic)
-    told = [throttle.is_news(status, scope()) for status in (401, 401, 429, 429, 200, 200, 400)]
-    assert told == [True, False, True, False, True, True, True]
-    assert throttle.is_news(401, scope("192.0.2.2"))
-    clock.advance(10.1)
-    assert throttle.is_news(401, scope())
-
-
 def test_who_must_wait_is_told_in_whole_seconds() -> None:
     assert too_many(0.001).headers["retry-after"] == "1"
     assert too_many(11.2).headers["retry-after"] == "12"

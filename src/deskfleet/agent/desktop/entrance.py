@@ -40,6 +40,7 @@ from deskfleet.core.permissions import Feature
 from deskfleet.errors import Unavailable
 from deskfleet.gate import vouch
 from deskfleet.machine import here
+from deskfleet.observe import seldom
 from deskfleet.ports import Clock, Signer, TokenCheck
 
 log = logging.getLogger(__name__)
@@ -333,12 +334,14 @@ class _Entrance:
         return permissions.features(user, desktop.owner, groups)
 
     def _log_refusal(self, refused: Refused, connection: HTTPConnection, session_id: str) -> None:
+        address = _address(connection)
         log.info(
             "admission.refused",
             extra={
                 "session_id": session_id[:128],
                 "reason": refused.code,
-                "address": _address(connection),
+                "address": address,
+                **seldom(address, refused.code),
             },
         )
 

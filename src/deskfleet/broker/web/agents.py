@@ -29,6 +29,7 @@ from deskfleet.errors import (
     Unavailable,
 )
 from deskfleet.gate import vouch
+from deskfleet.observe import seldom
 from deskfleet.wire.messages import FromBroker, decode_from_agent, encode
 
 log = logging.getLogger(__name__)
@@ -62,9 +63,12 @@ class Agents:
                 asked["sessionId"], asked["authenticationToken"], asked["clientAddress"]
             )
         except (Invalid, TooLarge, Missing, Unauthenticated) as error:
+            address = request.client.host if request.client else ""
             log.info(
                 "token.refused",
                 extra={
+                    "address": address,
+                    **seldom(address),
                     "session_id": asked.get("sessionId", "")[:64],
                     "client": asked.get("clientAddress", "")[:64],
                     "reason": error.message,

@@ -39,11 +39,15 @@ from deskfleet.broker.web.routes import (
 from deskfleet.broker.web.throttle import Limits, Throttle, too_many
 from deskfleet.errors import DeskfleetError, StoreFailed, Unavailable
 from deskfleet.gate import vouch
+from deskfleet.observe import seldom
 
 log = logging.getLogger(__name__)
 
 PROMPT_SECONDS = 0.1
 """A body that takes longer is from somebody who may have been shut out meanwhile."""
+
+REPEATED = {401, 429}
+"""Who is refused like this comes again, by the thousands."""
 
 CLIENT_CLOSED = 499
 """Nobody reads it; the line in the log says why there is no answer."""
@@ -143,8 +147,7 @@ class Guard:
             except Exception:
                 log.exception("request.failed")
                 response = refusal(500, "internal error")
-            if self._throttle.is_news(response.status_code, request.scope):
-                _log(route, caller, response.status_code, self._clock.monotonic() - started)
+            self._log(route, caller, request, response.status_code, started)
             return response
 
         return guarded
@@ -153,6 +156,28 @@ class Guard:
         if route.caller is not Caller.CLIENT:
             return 0.0
         return self._throttle.call(caller or self._throttle.address(request.scope))
+
+    def _log(
+        self, route: Route, caller: str | None, request: Request, status: int, started: float
+    ) -> None:
+        # Reads that went well are the bulk, and nobody's news.
+        level = logging.DEBUG if status < 400 and "escribe" in route.path else logging.INFO
+        if not log.isEnabledFor(level):
+            return
+        facts = {
+            "route": route.path,
+            "caller": caller,
+            "status": status,
+            "milliseconds": round((self._clock.monotonic() - started) * 1000, 2),
+        }
+        if (
+            route.caller is Caller.ANYBODY
+            or status in REPEATED
+            or (caller is None and status >= 400)
+        ):
+            address = self._throttle.address(request.scope)
+            facts |= {"address": address, **seldom(address, route.path, status)}
+        log.log(level, "request.answered", extra=facts)
 
     async def _admit(self, route: Route, known: Known, request: Request) -> Response:
         """Let a request in as far as its caller's rights go. Raises `Forbidden`."""
@@ -181,19 +206,3 @@ def _settle(route: Route, known: Known, request: Request) -> None:
 def _for_clients(error: DeskfleetError) -> DeskfleetError:
     # What is wrong with the store is the administrator's to know.
     return Unavailable("the store can't be reached") if isinstance(error, StoreFailed) else error
-
-
-def _log(route: Route, caller: str | None, status: int, seconds: float) -> None:
-    # Reads that went well are the bulk, and nobody's news.
-    level = logging.DEBUG if status < 400 and "escribe" in route.path else logging.INFO
-    if log.isEnabledFor(level):
-        log.log(
-            level,
-            "request.answered",
-            extra={
-                "route": route.path,
-                "caller": caller,
-                "status": status,
-                "milliseconds": round(seconds * 1000, 2),
-            },
-        )

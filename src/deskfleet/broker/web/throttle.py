@@ -30,7 +30,6 @@ REFUSED_LOGINS_PER_MINUTE = 5
 """Of one client id at one address: elsewhere the client itself can still get its tokens."""
 ENROLMENTS_PER_MINUTE = 600
 """Of one address, refused ones among them: racks of servers stand behind one."""
-SAID_EVERY_SECONDS = 10.0
 LINKS_PER_MINUTE = 120
 """Of one agent: more than even one that is bounced from broker to broker begins."""
 MESSAGES_PER_SECOND = 50
@@ -127,7 +126,6 @@ class Throttle:
         self._addresses: Buckets[str] = Buckets(REFUSED_LOGINS_PER_SECOND, 1.0, now)
         self._clients: Buckets[tuple[str, str]] = Buckets(REFUSED_LOGINS_PER_MINUTE, 60.0, now)
         self._enrolments: Buckets[str] = Buckets(ENROLMENTS_PER_MINUTE, 60.0, now)
-        self._said: Buckets[tuple[str, int]] = Buckets(1, SAID_EVERY_SECONDS, now)
 
     def call(self, caller: str) -> float:
         """Count a call; return 0.0, or in how many seconds the caller may call again."""
@@ -144,12 +142,6 @@ class Throttle:
     def enrolment(self, address: str) -> float:
         """Count an enrolment; return 0.0, or in how many seconds there may be one from here."""
         return self._enrolments.take(address)
-
-    def is_news(self, status: int, scope: Scope) -> bool:
-        """Say whether an answer is worth a line in the log: refusals repeat by the thousands."""
-        if status not in {401, 429}:
-            return True
-        return self._said.take((self.address(scope), status)) == 0.0
 
     def address(self, scope: Scope) -> str:
         """Return the address of a client; of IPv6 its network, of which each host has a whole."""
