@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
+import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import uvloop
 
 from deskfleet.agent.broker_door import BrokerDoor
 from deskfleet.agent.desktop.attendance import Attendance
@@ -19,6 +23,8 @@ from deskfleet.agent.journal import Journal
 from deskfleet.agent.journal_file import JournalFile
 from deskfleet.agent.loop import Loop
 from deskfleet.agent.uplink import Uplink
+from deskfleet.broker.service.admission import Admission
+from deskfleet.broker.service.convergence import Links
 from deskfleet.broker.stores.memory import MemoryStore
 from deskfleet.core.change import Stored, Tombstone
 from deskfleet.core.records import AgentClient, Facts, Revision
@@ -116,6 +122,73 @@ def store() -> BusyStore:
 def broker(tmp_path_factory: pytest.TempPathFactory, store: BusyStore) -> Iterator[RunningBroker]:
     with running_broker(tmp_path_factory.mktemp("uplink"), store) as running:
         yield running
+
+
+def crowd(folder: Path, count: int, rate: float) -> None:
+    """Lose so many links in one moment, at a broker that opens `rate` a second."""
+
+    async def scenario(broker: RunningBroker) -> None:
+        links = broker.house.links
+        url = f"https://localhost:{broker.doors.agent_port}"
+        async with contextlib.AsyncExitStack() as stack:
+            agents = []
+            for _ in range(count):
+                agent = LinkedAgent(broker, folder, url)
+                agents.append(agent)
+                await stack.enter_async_context(agent.running())
+            epochs = {agent.id: links._held[agent.id].link.epoch for agent in agents}
+            links._admission = Admission(SystemClock().monotonic, per_second=rate)
+            began = time.monotonic()
+
+            async def cut() -> None:
+                for held in list(links._held.values()):
+                    held.end()
+
+            broker.call(cut())
+            slowest = 0.0
+            with broker.http(broker.doors.client_port) as http:
+                while not _all_again(links, epochs):
+                    assert time.monotonic() - began < 60
+                    asked = time.monotonic()
+                    await asyncio.to_thread(http.get, "/health")
+                    slowest = max(slowest, time.monotonic() - asked)
+                    await asyncio.sleep(0.02)
+            took = time.monotonic() - began
+        refused = Counter(
+            record.__dict__["server_id"]
+            for record in broker.log.records
+            if record.getMessage() == "link.put-off" and "server_id" in record.__dict__
+        )
+        print(
+            f"{count} links, {rate:g} a second: all again after {took:.1f} s, {len(refused)} put"
+            f" off, {max(refused.values())} times at most, slowest answer {slowest:.2f} s"
+        )
+        assert len(refused) > count / 4
+        assert max(refused.values()) <= 3
+        assert took > count / rate / 2
+        assert all(agent.door.tokens == 1 for agent in agents)
+
+    with running_broker(folder / "state") as broker:
+        broker.house.links._admission = Admission(SystemClock().monotonic, per_second=1e6)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(scenario(broker))
+
+
+def _all_again(links: Links, epochs: dict[str, int]) -> bool:
+    held = links._held
+    return all(id in held and held[id].link.epoch > epoch for id, epoch in epochs.items())
+
+
+def test_a_crowd_of_agents_is_let_in_one_after_the_other(tmp_path: Path) -> None:
+    crowd(tmp_path, 200, 40.0)
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(600)
+def test_a_crowd_of_thousands_is_let_in_one_after_the_other(tmp_path: Path) -> None:
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    crowd(tmp_path, 3_000, 150.0)
 
 
 class TestTokens:

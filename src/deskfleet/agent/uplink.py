@@ -1,9 +1,7 @@
 """Holds one link to a broker, for ever: connects, speaks, and connects again.
 
-Waiting between attempts grows with full jitter, and starts over once a link has been healthy for
-a while, so that ten thousand agents don't come back in one moment. It grows to a minute where
-brokers don't answer in time, which may be for want of breath, and to seconds where they do, even
-if by refusing: whoever flaps is found again as soon as it stops.
+How long it waits in between is a matter of `Backoff`, unless a broker that is crowded has said when
+to come again.
 """
 
 from __future__ import annotations
@@ -11,19 +9,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
 from collections.abc import Awaitable, Coroutine
 from typing import Any, Protocol
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus, WebSocketException
 
+from deskfleet.agent.backoff import Backoff, Trouble
 from deskfleet.agent.broker_door import BrokerDoor
 from deskfleet.agent.identity import Identity
 from deskfleet.agent.loop import Loop
 from deskfleet.core.records import Facts
 from deskfleet.core.server import differ_in_load_only
-from deskfleet.errors import DeskfleetError, Missing, ProtocolError, Unavailable
+from deskfleet.errors import DeskfleetError, Forbidden, Missing, ProtocolError, Unavailable
 from deskfleet.ports import Clock, SessionDriver
 from deskfleet.wire.bounds import cut
 from deskfleet.wire.link import AgentLink
@@ -41,13 +39,11 @@ from deskfleet.wire.messages import (
 
 log = logging.getLogger(__name__)
 
-FIRST_WAIT_SECONDS = 0.25
-LONGEST_WAIT_SECONDS = 60.0
-LONGEST_WAIT_AFTER_ANSWER_SECONDS = 3.0
-HEALTHY_SECONDS = 60.0
 CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 5.0
 """An attempt that fails sooner had an answer of some kind."""
+LONGEST_TOLD_SECONDS = 600.0
+"""However long a broker says to wait."""
 CLOSE_SECONDS = 1.0
 PING_BEATS = 1.5
 """How often a broker has to show that it is there; it is given up after two of these."""
@@ -105,38 +101,41 @@ class Uplink:
 
     async def run(self) -> None:
         """Keep a link up, until cancelled."""
-        wait = FIRST_WAIT_SECONDS
+        backoff = Backoff(self._clock.monotonic())
         while True:
-            began = self._clock.monotonic()
+            began, trouble = self._clock.monotonic(), Trouble.ABSENT
             try:
-                await self._hold()
+                told = await self._hold()
             except (DeskfleetError, OSError, WebSocketException, TimeoutError) as error:
                 log.warning("link.lost", extra={"url": self._door.url, "reason": str(error)})
+                told = None
+                if _is_refusal(error) or self._clock.monotonic() - began > ANSWER_SECONDS:
+                    trouble = Trouble.BUSY
             except Exception:
                 # An agent without a link is of no use; whatever it was, the next link may hold.
                 log.exception("link.failed", extra={"url": self._door.url})
-            finally:
-                was_linked = self.linked.is_set()
+                told = None
+            now = self._clock.monotonic()
+            if self.linked.is_set():
                 self.linked.clear()
-            lasted = self._clock.monotonic() - began
-            if lasted > HEALTHY_SECONDS:
-                wait = FIRST_WAIT_SECONDS
-            self._door.turn()
-            await asyncio.sleep(random.uniform(0, wait))  # noqa: S311
-            answered = was_linked or lasted < ANSWER_SECONDS
-            longest = LONGEST_WAIT_AFTER_ANSWER_SECONDS if answered else LONGEST_WAIT_SECONDS
-            wait = min(longest, wait * 2)
+                trouble = Trouble.ABSENT
+                backoff.linked(began, now)
+            if told is None:
+                self._door.turn()
+                told = backoff.wait(trouble, now)
+            await asyncio.sleep(told)
 
-    async def _hold(self) -> None:
+    async def _hold(self) -> float:
+        """Hold one link. Returns only where it is refused for now: in how many seconds to come."""
         token = await self._door.token(self._identity)
         try:
-            await self._hold_with(token)
+            return await self._hold_with(token)
         except InvalidStatus as error:
             if error.response.status_code in REFUSED:
                 self._door.drop_token()
             raise
 
-    async def _hold_with(self, token: str) -> None:
+    async def _hold_with(self, token: str) -> float:
         url = self._door.url.replace("https:", "wss:", 1) + "/agent/link"
         async with connect(
             url,
@@ -150,7 +149,10 @@ class Uplink:
             proxy=None,
         ) as socket:
             link = AgentLink(self._clock.monotonic())
-            await self._greet(socket, link)
+            refusal = await self._greet(socket, link)
+            if refusal is not None:
+                log.warning("link.put-off", extra={"url": self._door.url, "reason": refusal.reason})
+                return min(max(0.0, refusal.retry_after_seconds), LONGEST_TOLD_SECONDS)
             log.info("link.opened", extra={"url": self._door.url, "epoch": link.epoch})
             self.linked.set()
             await first_end(
@@ -159,18 +161,19 @@ class Uplink:
                 self._beat(socket, link),
                 self._watch(socket, link),
             )
+        raise Unavailable("the link has ended")
 
-    async def _greet(self, socket: ClientConnection, link: AgentLink) -> None:
+    async def _greet(self, socket: ClientConnection, link: AgentLink) -> Refusal | None:
         facts = self._told = await self._read_facts()
         self._changed.clear()
         await _send(socket, link.hello(facts, self._loop.observed()))
         async with asyncio.timeout(CONNECT_SECONDS):
             answer = await self._receive(socket, link)
         if isinstance(answer, Refusal):
-            await asyncio.sleep(answer.retry_after_seconds)
-            raise Unavailable(answer.reason)
+            return answer
         if not isinstance(answer, Welcome):
             raise ProtocolError("the broker did not answer the hello")
+        return None
 
     async def _receive(self, socket: ClientConnection, link: AgentLink) -> Message | None:
         return link.receive(decode_from_broker(await socket.recv()), self._clock.monotonic())
@@ -260,3 +263,9 @@ class Uplink:
 
 async def _send(socket: ClientConnection, message: Message) -> None:
     await socket.send(encode(message), text=True)
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Tell whether a broker has answered, and lets this agent in no more than others now."""
+    unreached = isinstance(error, Unavailable) and error.__cause__ is not None
+    return isinstance(error, InvalidStatus | Forbidden | Unavailable) and not unreached

@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
+from deskfleet.broker.service.admission import Admission
 from deskfleet.broker.service.observing import (
     Fence,
     desires,
@@ -58,7 +60,8 @@ FULL_SET_SECONDS = 60.0
 LOAD_SECONDS = 30.0
 SCREENSHOT_SECONDS = 10.0
 OTHER_VERSION_SECONDS = 60.0
-"""When an agent of another version may ask again: it waits for one of us to be updated."""
+"""When an agent of another version may ask again, more or less: it waits for an update."""
+CROWDED = "too many agents come at once"
 
 Send = Callable[[FromBroker], Awaitable[None]]
 
@@ -250,6 +253,7 @@ class Links:
     def __init__(self, house: Convergence, *, grace_seconds: float) -> None:
         self._house = house
         self._grace_seconds = grace_seconds
+        self._admission = Admission(house.clock.monotonic)
         self._held: dict[str, AgentSession] = {}
         self._partings: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -264,15 +268,22 @@ class Links:
     async def greet(self, agent: AgentSession, message: FromAgent) -> None:
         """Open a link with its first message.
 
-        Raises `Stale` when it was superseded meanwhile, and `Forbidden` when its agent was revoked.
+        Raises `Stale` when it was superseded meanwhile, `Forbidden` when its agent was revoked, and
+        `Unavailable` when it was told to come again.
         """
         hello = agent.link.receive(message, self._house.clock.monotonic())
         if not isinstance(hello, Hello):
             raise ProtocolError("a link begins with a hello")
         if hello.version != VERSION:
             reason = f"this broker speaks version {VERSION} of the link protocol"
-            await agent.say(agent.link.refuse(reason, OTHER_VERSION_SECONDS))
+            wait = OTHER_VERSION_SECONDS * random.uniform(0.5, 1.5)  # noqa: S311 - no secret
+            await agent.say(agent.link.refuse(reason, wait))
             raise ProtocolError(f"{reason}, the agent version {hello.version}")
+        wait = self._admission.knock(agent.server_id)
+        if wait > 0:
+            log.info("link.put-off", extra={"server_id": agent.server_id, "seconds": wait})
+            await agent.say(agent.link.refuse(CROWDED, wait))
+            raise Unavailable(CROWDED)
         welcome = await agent.open(hello)
         # Held before it is welcomed: what fails from here on is a link that is lost.
         self._hold(agent)
