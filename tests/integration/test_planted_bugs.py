@@ -20,7 +20,9 @@ from deskfleet.agent.journal import Journal
 from deskfleet.agent.journal_file import Line
 from deskfleet.agent.loop import Loop, Step
 from deskfleet.broker.service import convergence, observing
+from deskfleet.broker.service.convergence import AgentSession
 from deskfleet.broker.service.housekeeping import Housekeeping
+from deskfleet.broker.service.links import Links
 from deskfleet.broker.service.observing import Fence, Taken
 from deskfleet.broker.service.replica import Replica
 from deskfleet.broker.service.sessions import Sessions
@@ -40,7 +42,7 @@ from deskfleet.core.records import (
 from deskfleet.errors import Unavailable
 from deskfleet.ports import SessionSpec
 from deskfleet.wire.link import AgentLink
-from deskfleet.wire.messages import Desire, Desired, FromBroker
+from deskfleet.wire.messages import Desire, Desired, FromAgent, FromBroker
 from support import fleet_stories as stories
 from support.fleet_laws import LawBroken
 from support.fleet_machine import FleetMachine, run
@@ -263,6 +265,30 @@ def _(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Fence, "check", lambda fence, fleet: Check("broker", "nobody", ABSENT))
 
 
+@planted("a store that is busy ends a link", stories.a_store_is_busy)
+def _(patch: pytest.MonkeyPatch) -> None:
+    async def write(agent: AgentSession) -> None:
+        while True:
+            await agent._news.wait()
+            agent._news.clear()
+            while agent._unwritten:
+                await agent.hear(agent._unwritten.popitem()[1])
+            agent.written.set()
+
+    patch.setattr(AgentSession, "write", write)
+
+
+@planted("what a store was too busy for is not written later", stories.a_store_is_busy)
+def _(patch: pytest.MonkeyPatch) -> None:
+    careful = AgentSession.hear
+
+    async def hear(agent: AgentSession, message: FromAgent) -> None:
+        with contextlib.suppress(Unavailable):
+            await careful(agent, message)
+
+    patch.setattr(AgentSession, "hear", hear)
+
+
 @planted("a server is forgotten under the feet of its link", stories.stuck_for_long)
 def _(patch: pytest.MonkeyPatch) -> None:
     whole = Housekeeping._forget_server
@@ -321,9 +347,9 @@ def _(patch: pytest.MonkeyPatch) -> None:
 
 @planted("a server that is lost is never marked as lost", stories.it_goes_dark)
 def _(patch: pytest.MonkeyPatch) -> None:
-    async def mark_lost(links: convergence.Links, server_id: str, epoch: int) -> None: ...
+    async def mark_lost(links: Links, server_id: str, epoch: int) -> None: ...
 
-    patch.setattr(convergence.Links, "_mark_lost", mark_lost)
+    patch.setattr(Links, "_mark_lost", mark_lost)
 
 
 @planted("a first report does not ask for its session", stories.dropped_while_it_begins)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import resource
+import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,17 @@ from deskfleet.agent.identity import Identity
 from deskfleet.agent.journal import Journal
 from deskfleet.agent.journal_file import JournalFile
 from deskfleet.agent.loop import Loop
-from deskfleet.agent.uplink import Uplink
+from deskfleet.agent.uplink import PING_BEATS, Uplink
 from deskfleet.broker.service.admission import Admission
-from deskfleet.broker.service.convergence import Links
+from deskfleet.broker.service.links import BUSY_SECONDS, Links
 from deskfleet.broker.stores.memory import MemoryStore
-from deskfleet.core.change import Stored, Tombstone
-from deskfleet.core.records import AgentClient, Facts, Revision
-from deskfleet.core.session import replace
+from deskfleet.core.change import ChangeSet, Stored, Tombstone
+from deskfleet.core.records import AgentClient, Facts, Revision, Session, Type
+from deskfleet.core.session import State, replace, seen
 from deskfleet.errors import Unavailable
+from deskfleet.ports import Lost, Running
 from deskfleet.system import SystemClock
-from support.builders import some_facts
+from support.builders import a_request, some_facts
 from support.fault_proxy import FaultProxy
 from support.running_broker import RunningBroker, running_broker
 
@@ -39,12 +41,21 @@ LIMIT_SECONDS = 20.0
 
 
 class BusyStore(MemoryStore):
-    """A store that is too busy for reads while a test says so."""
+    """A store that is too busy for reads while a test says so, or doesn't come back from writes."""
 
     def __init__(self) -> None:
         super().__init__()
         self.busy = False
         self.refused = 0
+        self.flows = threading.Event()
+        self.flows.set()
+        self.stands = threading.Event()
+
+    def commit(self, change_sets: Sequence[ChangeSet]) -> list[Revision | Lost]:
+        if not self.flows.is_set():
+            self.stands.set()
+            assert self.flows.wait(LIMIT_SECONDS)
+        return list(super().commit(change_sets))
 
     def changes(self, since: Revision) -> tuple[Revision, list[Stored | Tombstone]]:
         if self.busy:
@@ -75,6 +86,7 @@ class LinkedAgent:
         credentials = broker.call(broker.house.access.register_any_agent("n1"))
         identity = Identity(credentials.client_id, credentials.client_password)
         self.id = identity.client_id
+        self._said = 0
         self.door = CountingDoor([url], broker.context, clock)
         self.driver = SimulatedDriver(clock)
         journal = Journal(JournalFile(folder / f"{self.id}.jsonl"))
@@ -98,6 +110,18 @@ class LinkedAgent:
             await asyncio.gather(running, return_exceptions=True)
             await self.loop.close()
             await self.door.close()
+
+    def say_something(self) -> None:
+        """Say something new, to be told at once."""
+        self._said += 1
+        self.driver._running["console"] = Running(
+            session_id="console",
+            generation=0,
+            owner="ann",
+            type=Type.CONSOLE,
+            connections=self._said,
+        )
+        self.uplink._changed.set()
 
     async def until_linked(self) -> None:
         await asyncio.wait_for(self.uplink.linked.wait(), LIMIT_SECONDS)
@@ -189,6 +213,83 @@ def test_a_crowd_of_thousands_is_let_in_one_after_the_other(tmp_path: Path) -> N
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     crowd(tmp_path, 3_000, 150.0)
+
+
+def test_a_store_that_stands_still_ends_no_link(tmp_path: Path) -> None:
+    """What an agent says waits behind it, and pings and heartbeats go on."""
+    store, heartbeat = BusyStore(), 0.2
+
+    async def scenario(broker: RunningBroker) -> None:
+        agent = LinkedAgent(broker, tmp_path, f"https://localhost:{broker.doors.agent_port}")
+        links = broker.house.links
+        async with agent.running():
+            [session] = broker.call(broker.house.sessions.create([a_request()]))
+            assert isinstance(session, Session)
+            await until(lambda: state_of(broker, session.id) is State.READY)
+            epoch = links._held[agent.id].link.epoch
+            store.flows.clear()
+            agent.driver.end(session.id, "logged out")
+            await until(store.stands.is_set)
+            lasted = time.monotonic() + 10 * PING_BEATS * heartbeat
+            try:
+                while time.monotonic() < lasted:
+                    assert agent.uplink.linked.is_set()
+                    agent.say_something()
+                    await asyncio.sleep(0.01)
+            finally:
+                store.flows.set()
+            await until(lambda: state_of(broker, session.id) is State.DELETED)
+            assert links._held[agent.id].link.epoch == epoch
+
+    with running_broker(tmp_path / "state", store, agent_heartbeat_seconds=heartbeat) as broker:
+        asyncio.run(scenario(broker))
+
+
+def test_a_store_that_is_too_busy_for_a_hello_says_when_to_come_again(tmp_path: Path) -> None:
+    class Selective(BusyStore):
+        """Too busy for agents alone: everything else needs it, too."""
+
+        def commit(self, change_sets: Sequence[ChangeSet]) -> list[Revision | Lost]:
+            about_links = any(change.key[0] == "link" for one in change_sets for change in one)
+            if self.busy_for_links and about_links:
+                self.refused += 1
+                raise Unavailable("the store is busy")
+            return super().commit(change_sets)
+
+        busy_for_links = False
+
+    store = Selective()
+
+    async def scenario(broker: RunningBroker) -> None:
+        agent = LinkedAgent(broker, tmp_path, f"https://localhost:{broker.doors.agent_port}")
+        store.busy_for_links = True
+        running = asyncio.create_task(agent.uplink.run())
+        try:
+            await agent.loop.open()
+            began = time.monotonic()
+            await until(lambda: store.refused)
+            await until(lambda: "link.put-off" in broker.log.events())
+            refused = store.refused
+            store.busy_for_links = False
+            await agent.until_linked()
+            assert time.monotonic() - began > BUSY_SECONDS / 2
+            assert store.refused == refused
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+            await agent.loop.close()
+            await agent.door.close()
+
+    with running_broker(tmp_path / "state", store) as broker:
+        asyncio.run(scenario(broker))
+
+
+def state_of(broker: RunningBroker, session_id: str) -> State | None:
+    fleet = broker.house.replica.fleet
+    session = fleet.session(session_id)
+    return (
+        None if session is None else seen(session, fleet.report(session_id), reachable=True).state
+    )
 
 
 class TestTokens:

@@ -17,10 +17,11 @@ from typing import Any, Protocol, cast
 from starlette.websockets import WebSocket
 
 from deskfleet.broker.service.access import Access
-from deskfleet.broker.service.convergence import Convergence, Links
+from deskfleet.broker.service.convergence import Convergence
 from deskfleet.broker.service.external_tokens import ExternalTokens
 from deskfleet.broker.service.house import House
 from deskfleet.broker.service.housekeeping import Housekeeping, Pokes, Retention
+from deskfleet.broker.service.links import Links
 from deskfleet.broker.service.liveness import Liveness
 from deskfleet.broker.service.paging import Paging
 from deskfleet.broker.service.placing import Placing

@@ -63,6 +63,7 @@ def it_fails_and_comes_back(world: World, clients: Clients) -> None:
     assert only_session(world).generation == 2
     for text in world.said("gamma"):
         line_of(world, "gamma").up.inject(text)
+        world.check()
 
 
 def two_brokers_race(world: World, clients: Clients) -> None:
@@ -133,6 +134,23 @@ def its_disk_is_full(world: World, clients: Clients) -> None:
     world.hosts["gamma"].disk.next_writes.extend(["full", "full"])
     clients.create(world.brokers["b1"], [desk(wish="tag:zone = 'b'")])
     world.loop.advance(1)
+
+
+def a_store_is_busy(world: World, clients: Clients) -> None:
+    """A store is too busy for what a server says, again and again."""
+    node, line = world.brokers["b1"], line_of(world, "gamma")
+    if line.broker != node.name:
+        node = world.brokers["b2"]
+    clients.create(node, [desk(wish="tag:zone = 'b'")])
+    world.check()
+    for _ in range(6):
+        node.commits.next_fault = "busy"
+        world.begin_foreign("gamma", "bob", Type.VIRTUAL)
+        world.loop.advance(0.4)
+    world.loop.advance(10)
+    session = world.auditor.truth.session("foreign-6")
+    world.verdict.must(session is not None, "what was said at last is not written")
+    world.verdict.must(line.is_whole, "the link of gamma was cut for a store that was busy")
 
 
 def greeted_twice(world: World, clients: Clients) -> None:

@@ -13,8 +13,9 @@ from datetime import timedelta
 from typing import Any
 
 from deskfleet.broker.service.access import Access
-from deskfleet.broker.service.convergence import AgentSession, Convergence, Links
+from deskfleet.broker.service.convergence import AgentSession, Convergence
 from deskfleet.broker.service.housekeeping import Housekeeping, Retention
+from deskfleet.broker.service.links import Links
 from deskfleet.broker.service.liveness import Liveness
 from deskfleet.broker.service.placing import Placing
 from deskfleet.broker.service.replica import Replica

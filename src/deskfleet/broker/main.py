@@ -18,12 +18,13 @@ import httpx
 from deskfleet.broker import brought
 from deskfleet.broker.service.access import Access
 from deskfleet.broker.service.auth_servers import AuthServers
-from deskfleet.broker.service.convergence import Convergence, Links
+from deskfleet.broker.service.convergence import Convergence
 from deskfleet.broker.service.dns_mappings import DnsMappings
 from deskfleet.broker.service.external_tokens import ExternalTokens
 from deskfleet.broker.service.house import House
 from deskfleet.broker.service.housekeeping import Housekeeping, Pokes, Retention
 from deskfleet.broker.service.key_sets import KeySets
+from deskfleet.broker.service.links import Links
 from deskfleet.broker.service.liveness import Liveness
 from deskfleet.broker.service.paging import Paging
 from deskfleet.broker.service.placing import Placing

@@ -2,22 +2,19 @@
 
 An `AgentSession` is the broker's side of one link: it writes what the agent says, under the
 fence of the link's epoch, and sends the whole desired set whenever the fleet has changed for
-that server, and every minute in any case. `Links` knows the links that this broker holds.
-
-A server that is lost is only marked as such after a grace, so that an agent's restart is not
-seen by clients; a link that another broker has taken over ends by itself, and so does one whose
-agent is not to be let in any more.
+that server, and every minute in any case. A store that is busy delays what is written, the newest
+of it, and ends no link.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from deskfleet.broker.service.admission import Admission
 from deskfleet.broker.service.observing import (
     Fence,
     desires,
@@ -26,22 +23,17 @@ from deskfleet.broker.service.observing import (
     take_facts,
     take_observed,
 )
-from deskfleet.broker.service.replica import Entries, Replica
-from deskfleet.core.change import Change, ChangeSet, Put, Tombstone
-from deskfleet.core.records import AgentClient, Link, Record, Report, Session
+from deskfleet.broker.service.replica import Replica
+from deskfleet.core.change import Change, ChangeSet, Put
+from deskfleet.core.records import Link
 from deskfleet.core.session import name_on_server, replace
 from deskfleet.errors import (
-    Forbidden,
     Missing,
-    ProtocolError,
-    Stale,
-    StoreFailed,
     Unavailable,
 )
 from deskfleet.ports import Clock, Picture
 from deskfleet.wire.link import BrokerLink
 from deskfleet.wire.messages import (
-    VERSION,
     Desire,
     FactsChanged,
     FromAgent,
@@ -59,9 +51,8 @@ log = logging.getLogger(__name__)
 FULL_SET_SECONDS = 60.0
 LOAD_SECONDS = 30.0
 SCREENSHOT_SECONDS = 10.0
-OTHER_VERSION_SECONDS = 60.0
-"""When an agent of another version may ask again, more or less: it waits for an update."""
-CROWDED = "too many agents come at once"
+AGAIN_SECONDS = 1.0
+"""When what an agent said is written again, more or less, where the store was too busy."""
 
 Send = Callable[[FromBroker], Awaitable[None]]
 
@@ -94,6 +85,12 @@ class AgentSession:
         self._sent_at = house.clock.monotonic()
         self._dirty = asyncio.Event()
         self._load_written_at = house.clock.monotonic()
+        self._unwritten: dict[type, FromAgent] = {}
+        """The newest of what the agent said, of each kind."""
+        self._news = asyncio.Event()
+        self.written = asyncio.Event()
+        """Set while nothing waits to be written."""
+        self.written.set()
         self._screenshots: dict[int, asyncio.Future[Screenshot]] = {}
         self._requests = 0
         self.ended = asyncio.Event()
@@ -123,8 +120,40 @@ class AgentSession:
     async def say(self, message: FromBroker) -> None:
         await self._send(message)
 
+    def take(self, message: FromAgent) -> None:
+        """Take in a message of an open link; `write` acts on it, or on a newer one of its kind."""
+        if isinstance(message, Screenshot):
+            self._take_picture(message)
+        elif isinstance(message, Observation | FactsChanged):
+            self._unwritten[type(message)] = message
+            self.written.clear()
+            self._news.set()
+
+    async def write(self) -> None:
+        """Act on what the agent says, until the link ends.
+
+        A store that is busy ends no link: the agent would only come again, and say it all anew.
+        """
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            while self._unwritten:
+                kind = next(iter(self._unwritten))
+                message = self._unwritten.pop(kind)
+                try:
+                    await self.hear(message)
+                except Unavailable as error:
+                    self._unwritten.setdefault(kind, message)
+                    about = {"server_id": self.server_id, "reason": error.message}
+                    log.warning("link.not-written", extra=about)
+                    await asyncio.sleep(random.uniform(0.5, 1.5) * AGAIN_SECONDS)  # noqa: S311
+            self.written.set()
+
     async def hear(self, message: FromAgent) -> None:
-        """Act on a message of an open link. Raises `Stale` when the link was superseded."""
+        """Act on a message of an open link.
+
+        Raises `Stale` when the link was superseded, and `Unavailable` when the store is too busy.
+        """
         match message:
             case Observation():
                 self._observed = message.observed
@@ -137,9 +166,7 @@ class AgentSession:
                 even_load = self._is_load_due()
                 await self._write(lambda: take_facts(self._fleet, facts, even_load=even_load))
             case Screenshot():
-                waiting = self._screenshots.pop(message.request, None)
-                if waiting is not None and not waiting.done():
-                    waiting.set_result(message)
+                self._take_picture(message)
 
     async def _write(self, decision: Callable[[], list[Change]]) -> None:
         fence = Fence(self.server_id, self._house.broker_id, self.link.epoch)
@@ -197,7 +224,9 @@ class AgentSession:
                     await self._dirty.wait()
             except TimeoutError:
                 self._sent = None
-                await self._house.replica.catch_up()
+                # What can't be read now is with the next set, or as soon as it is known here.
+                with contextlib.suppress(Unavailable):
+                    await self._house.replica.catch_up()
             self._dirty.clear()
             wanted = desires(self._fleet, self.server_id, self._observed)
             if wanted != self._sent:
@@ -239,155 +268,14 @@ class AgentSession:
         """Tell whether a message is the answer to what this broker has asked."""
         return isinstance(message, Screenshot) and message.request in self._screenshots
 
+    def _take_picture(self, message: Screenshot) -> None:
+        waiting = self._screenshots.pop(message.request, None)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(message)
+
     def end(self) -> None:
         self.link.end()
         self.ended.set()
         for waiting in self._screenshots.values():
             if not waiting.done():
                 waiting.set_exception(Unavailable("the server was lost meanwhile"))
-
-
-class Links:
-    """The agent links that this broker holds."""
-
-    def __init__(self, house: Convergence, *, grace_seconds: float) -> None:
-        self._house = house
-        self._grace_seconds = grace_seconds
-        self._admission = Admission(house.clock.monotonic)
-        self._held: dict[str, AgentSession] = {}
-        self._partings: set[asyncio.Task[None]] = set()
-        self._closed = False
-        house.replica.subscribe(self._spread)
-
-    def of(self, server_id: str) -> AgentSession | None:
-        return self._held.get(server_id)
-
-    def new(self, server_id: str, send: Send, *, era: int) -> AgentSession:
-        return AgentSession(self._house, server_id, send, era)
-
-    async def greet(self, agent: AgentSession, message: FromAgent) -> None:
-        """Open a link with its first message.
-
-        Raises `Stale` when it was superseded meanwhile, `Forbidden` when its agent was revoked, and
-        `Unavailable` when it was told to come again.
-        """
-        hello = agent.link.receive(message, self._house.clock.monotonic())
-        if not isinstance(hello, Hello):
-            raise ProtocolError("a link begins with a hello")
-        if hello.version != VERSION:
-            reason = f"this broker speaks version {VERSION} of the link protocol"
-            wait = OTHER_VERSION_SECONDS * random.uniform(0.5, 1.5)  # noqa: S311 - no secret
-            await agent.say(agent.link.refuse(reason, wait))
-            raise ProtocolError(f"{reason}, the agent version {hello.version}")
-        wait = self._admission.knock(agent.server_id)
-        if wait > 0:
-            log.info("link.put-off", extra={"server_id": agent.server_id, "seconds": wait})
-            await agent.say(agent.link.refuse(CROWDED, wait))
-            raise Unavailable(CROWDED)
-        welcome = await agent.open(hello)
-        # Held before it is welcomed: what fails from here on is a link that is lost.
-        self._hold(agent)
-        if self._is_revoked(agent):
-            # The news came before the link was held: nobody would end it.
-            raise Forbidden("the agent has been revoked")
-        await agent.say(welcome)
-
-    def _hold(self, agent: AgentSession) -> None:
-        old = self._held.get(agent.server_id)
-        if old is not None:
-            if old.link.epoch > agent.link.epoch:
-                raise Stale(f"the link of {agent.server_id} has been superseded")
-            old.end()
-        self._held[agent.server_id] = agent
-
-    def part(self, agent: AgentSession) -> None:
-        """Let go of a link that has ended; after the grace the server counts as lost.
-
-        Silence has been waited for already, and whose agent was revoked isn't waited for at all.
-        """
-        agent.end()
-        if self._held.get(agent.server_id) is not agent:
-            return
-        del self._held[agent.server_id]
-        if self._closed:
-            # This broker's record goes with it, which tells as much as a lost link.
-            return
-        log.info("link.lost", extra={"server_id": agent.server_id, "epoch": agent.link.epoch})
-        silent = agent.link.is_silent(self._house.clock.monotonic())
-        at_once = silent or self._is_revoked(agent)
-        grace = 0.0 if at_once else self._grace_seconds
-        parting = asyncio.create_task(self._mark_lost(agent.server_id, agent.link.epoch, grace))
-        self._partings.add(parting)
-        parting.add_done_callback(self._partings.discard)
-
-    def _is_revoked(self, agent: AgentSession) -> bool:
-        client = self._house.replica.fleet.get(AgentClient, agent.server_id)
-        return client is not None and (not client.active or client.token_era != agent.era)
-
-    async def close(self) -> None:
-        self._closed = True
-        for agent in list(self._held.values()):
-            agent.end()
-        for parting in self._partings:
-            parting.cancel()
-        await asyncio.gather(*self._partings, return_exceptions=True)
-
-    async def _mark_lost(self, server_id: str, epoch: int, grace: float) -> None:
-        fleet = self._house.replica.fleet
-
-        def decision() -> tuple[None, ChangeSet]:
-            link = fleet.link(server_id)
-            if link is None or link.epoch != epoch or not link.up:
-                return None, ()
-            lost = replace(link, up=False)
-            return None, (Put(lost, fleet.revision_of(Link, server_id)),)
-
-        wait = grace
-        while True:
-            await asyncio.sleep(wait)
-            wait = self._grace_seconds
-            try:
-                await self._house.replica.decide(decision)
-            except Unavailable:
-                # Until it is written, the server counts as reachable.
-                log.warning("link.loss-not-written", extra={"server_id": server_id})
-                continue
-            except StoreFailed:
-                # This broker ends, which tells as much as a lost link.
-                pass
-            return
-
-    def _spread(self, entries: Entries) -> None:
-        """Wake the links that a change concerns; end those that another broker has taken."""
-        gone = set()
-        for entry in entries:
-            if not isinstance(entry, Tombstone):
-                self._tell(entry.record)
-            elif entry.kind == "session":
-                gone.add(entry.id)
-        if gone:
-            for held in self._held.values():
-                if held.concerns(gone):
-                    held.look_again()
-
-    def _tell(self, record: Record) -> None:
-        if isinstance(record, Session):
-            for server_id in {record.server_id, *record.tried[-1:]}:
-                self._wake(server_id)
-        elif isinstance(record, Report):
-            self._wake(record.server_id)
-        elif isinstance(record, Link):
-            held = self._held.get(record.id)
-            if held is not None and record.epoch > held.link.epoch:
-                held.end()
-        elif isinstance(record, AgentClient):
-            held = self._held.get(record.id)
-            # The feed gives the newest version alone: it may be active again by now.
-            if held is not None and self._is_revoked(held):
-                log.warning("link.revoked", extra={"server_id": record.id})
-                held.end()
-
-    def _wake(self, server_id: str | None) -> None:
-        held = None if server_id is None else self._held.get(server_id)
-        if held is not None:
-            held.look_again()

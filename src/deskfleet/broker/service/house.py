@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from deskfleet.broker.service.access import Access
-from deskfleet.broker.service.convergence import Links
 from deskfleet.broker.service.external_tokens import ExternalTokens
 from deskfleet.broker.service.housekeeping import Housekeeping
+from deskfleet.broker.service.links import Links
 from deskfleet.broker.service.paging import Paging
 from deskfleet.broker.service.replica import Replica
 from deskfleet.broker.service.resolver import Resolver

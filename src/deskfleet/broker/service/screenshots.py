@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from deskfleet.broker.service.convergence import Links
+from deskfleet.broker.service.links import Links
 from deskfleet.broker.service.liveness import Liveness
 from deskfleet.broker.service.replica import Replica
 from deskfleet.broker.service.sessions import Sessions

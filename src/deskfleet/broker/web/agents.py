@@ -38,6 +38,7 @@ HELLO_SECONDS = 10.0
 SEND_SECONDS = 30.0
 """An agent that doesn't take a message for this long is given up."""
 
+LAST_WORDS_SECONDS = 2.0
 OVERSLEPT = 1.5
 
 VERIFIER_FIELDS = ("sessionId", "authenticationToken", "clientAddress")
@@ -122,6 +123,7 @@ class Agents:
         await self._house.links.greet(agent, decode_from_agent(first))
         tasks = [
             asyncio.create_task(self._hear(socket, agent)),
+            asyncio.create_task(agent.write()),
             asyncio.create_task(agent.converge()),
             asyncio.create_task(agent.ended.wait()),
         ]
@@ -142,6 +144,12 @@ class Agents:
             try:
                 async with asyncio.timeout(silence):
                     text = await _text(socket)
+            except WebSocketDisconnect:
+                # Its last words count as well.
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(LAST_WORDS_SECONDS):
+                        await agent.written.wait()
+                raise
             except TimeoutError:
                 now = clock.monotonic()
                 # Where this broker was stopped itself, what agents said meanwhile is still to come.
@@ -153,7 +161,8 @@ class Agents:
             wait = 0.0 if agent.awaits(heard) else pace.take(len(text))
             message = agent.link.receive(heard, clock.monotonic())
             if message is not None:
-                await agent.hear(message)
+                # Written by itself: behind what waits for a store, pings would wait, too.
+                agent.take(message)
             if wait:
                 await asyncio.sleep(wait)
 
