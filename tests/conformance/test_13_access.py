@@ -328,6 +328,27 @@ class TestAgentsWithoutAStatement:
             world.site.stop("stranger")
         assert "it needs software_statement_path" in world.site.log("stranger")
 
+    def test_one_that_is_refused_is_told_in_a_sentence(self, world: World, tmp_path: Path) -> None:
+        statement = tmp_path / "statement"
+        statement.write_text("of another fleet")
+        program = world.site.start_agent(
+            "refused",
+            *self.DRIVER,
+            *("--software-statement-path", str(statement)),
+            enrolled_by_statement=False,
+        )
+        try:
+            assert program.process.wait(20) == 1
+        finally:
+            world.site.stop("refused")
+        log = world.site.log("refused")
+        assert "Traceback" not in log
+        assert log.strip().splitlines()[-1] == (
+            "deskfleet: the broker does not enrol this server: unapproved_software_statement;"
+            f" it needs another {statement}, a file with what"
+            " `deskfleet broker generate-software-statement` printed"
+        )
+
 
 class TestRefusedTokens:
     @pytest.mark.parametrize("text", ["=", "x", "a.b.c", "e30.e30.", "A" * 9000])

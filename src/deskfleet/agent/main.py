@@ -315,11 +315,12 @@ async def _identity(settings: AgentSettings, door: BrokerDoor) -> Identity:
         try:
             fresh = await door.enrol(statement, socket.gethostname())
         except Forbidden as error:
-            if statement is not None:
-                raise
+            if statement is None:
+                why = "this agent is not enrolled yet: it needs software_statement_path"
+            else:
+                why = f"{error.message}; it needs another {settings.software_statement_path}"
             raise SetupFailed(
-                "this agent is not enrolled yet: it needs software_statement_path, a file with"
-                " what `deskfleet broker generate-software-statement` printed"
+                f"{why}, a file with what `deskfleet broker generate-software-statement` printed"
             ) from error
         except Unavailable as error:
             log.warning("enrolment.delayed", extra={"reason": error.message})
