@@ -142,6 +142,24 @@ def test_two_servers_may_use_the_same_id() -> None:
     run(scenario)
 
 
+def test_one_keeps_its_id_when_the_other_is_gone() -> None:
+    async def scenario(house: TestHouse) -> None:
+        one, two = await found(house, "n1"), await found(house, "n2")
+        await deleted(house, one, CONSOLE)
+        house.clock.advance(3600)
+        await house.sweep()
+        await two.tell()
+        assert [session.id for session in stored(house.store, Session)] == [f"{CONSOLE}@n2"]
+        assert house.replica.fleet.seats("n2").taken == 1
+        # It ends, and the next one there may have the id as it is.
+        await deleted(house, two, f"{CONSOLE}@n2")
+        begin(two)
+        await two.tell()
+        assert await state(house, CONSOLE) is State.READY
+
+    run(scenario)
+
+
 def test_a_server_may_name_another_as_we_would() -> None:
     async def scenario(house: TestHouse) -> None:
         await found(house, "n1")

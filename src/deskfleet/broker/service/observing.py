@@ -109,15 +109,17 @@ def take_facts(fleet: Fleet, facts: Facts, *, even_load: bool) -> list[Change]:
 def kept_id(fleet: Fleet, server_id: str, report: Report) -> str:
     """Return the id under which we keep what a server reports.
 
-    It is the server's own but for a session of which we know another one with that id.
+    It is the server's own but for a session of which we know another one with that id, or did when
+    it began.
     """
-    known = fleet.session(report.id)
-    if known is None or not is_another(replace(report, server_id=server_id), known):
+    known, qualified = fleet.session(report.id), f"{report.id}@{server_id}"
+    if known is not None and not is_another(replace(report, server_id=server_id), known):
         return report.id
-    qualified = f"{report.id}@{server_id}"
     kept = fleet.session(qualified)
-    if kept is not None and kept.server_id == server_id and stage(kept) is not Stage.ENDED:
+    if kept is not None and kept.local_id == report.id and stage(kept) is not Stage.ENDED:
         return qualified
+    if known is None:
+        return report.id
     if known.server_id != server_id:
         return qualified
     # Of what we placed here, a generation that its agent has forgotten is still the same session.
