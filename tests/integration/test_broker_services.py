@@ -1056,6 +1056,21 @@ class TestHousekeeping:
 
         asyncio.run(whole())
 
+    def test_one_that_was_never_linked_is_not_forgotten_while_it_links(self) -> None:
+        async def whole() -> None:
+            clock, store = FakeClock(), MemoryStore()
+            async with a_house(store, clock=clock) as one, a_house(store, broker_id="b2") as two:
+                await one.write(a_server("n1"), a_server("n2", open=False))
+                await one.sweep()
+                clock.advance(1800)
+                _, decided = one.housekeeping._decide_sweep()
+                for id in ("n1", "n2"):
+                    await PlayedAgent(two, id).connect()
+                with pytest.raises(Stale):
+                    await one.replica.commit(decided)
+
+        asyncio.run(whole())
+
     def test_a_server_that_was_heard_meanwhile_starts_anew(self) -> None:
         async def scenario(house: TestHouse) -> None:
             await house.write(a_server("n1"))

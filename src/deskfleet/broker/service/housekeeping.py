@@ -19,7 +19,7 @@ from deskfleet.broker.service.replica import Replica
 from deskfleet.broker.service.signing_keys import outlived
 from deskfleet.broker.service.silence import Silence
 from deskfleet.broker.service.verifier import spent
-from deskfleet.core.change import Change, ChangeSet, Check, Drop, Put
+from deskfleet.core.change import ABSENT, Change, ChangeSet, Check, Drop, Put
 from deskfleet.core.records import (
     Broker,
     Facts,
@@ -183,7 +183,10 @@ class Housekeeping:
         else:
             return []
         link = fleet.link(server_id)
-        if link is not None:
+        if link is None:
+            # It was never linked, and must not be at this moment.
+            changes.append(Check("link", server_id, ABSENT))
+        else:
             ended = replace(link, epoch=link.epoch + 1, up=False)
             changes.append(Put(ended, fleet.revision_of(Link, server_id)))
         return changes
