@@ -12,6 +12,7 @@ from collections import Counter
 import pytest
 
 from support.fleet_machine import FleetMachine, run
+from support.fleet_stories import one_console_after_the_other, tell
 from support.fleet_world import use_fake_wire
 
 
@@ -65,6 +66,10 @@ def test_the_laws_hold() -> None:
     run(counted(happened), max_examples=450, stateful_step_count=100, derandomize=True)
     assert happened["steps"] >= 35_000, happened
     check_much_happened(happened)
+
+
+def test_the_next_console_session_is_not_the_one_that_ended() -> None:
+    tell(one_console_after_the_other)
 
 
 @pytest.mark.torture

@@ -53,7 +53,7 @@ class Verdict:
 
 class Auditor:
     def __init__(
-        self, verdict: Verdict, begin: Revision, runs_on: Callable[[str, str], bool]
+        self, verdict: Verdict, begin: Revision, runs_on: Callable[[str, Session], bool]
     ) -> None:
         self.truth = Fleet()
         self.truth.revision = begin
@@ -72,7 +72,8 @@ class Auditor:
         self.commits = 0
         self._must = verdict.must
         self._runs_on = runs_on
-        """Tells whether a session runs on a server, whatever anybody says."""
+        """Tells whether a session runs on a server, whatever anybody says; another one under the
+        same id is another one."""
         self._ran: dict[str, int] = {}
         self.places: dict[tuple[str, int], str] = {}
         self._state: dict[str, State] = {}
@@ -234,7 +235,7 @@ class Auditor:
             told = before in {Stage.PLACED, Stage.STOPPING} and after is not Stage.STOPPING
             self._must(not told or fence == old.server_id, f"{old.id} is {after}, and nobody said")
             if told and old.server_id is not None:
-                runs = self._runs_on(old.server_id, rules.name_on_server(old))
+                runs = self._runs_on(old.server_id, old)
                 self._must(not runs, f"{old.id} is {after}, and still runs on {old.server_id}")
         else:
             same = (old.generation, old.server_id) == (new.generation, new.server_id)

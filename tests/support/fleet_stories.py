@@ -251,6 +251,16 @@ def away_with_a_session(world: World, clients: Clients) -> None:
     world.verdict.must(known is not None and not known.listed, "gamma is still shown")
 
 
+def one_console_after_the_other(world: World, clients: Clients) -> None:
+    """A console session ends, and the next one begins before its agent has said so."""
+    world.begin_foreign("beta", "ann", Type.CONSOLE)
+    world.loop.advance(0.01)
+    world.end_session("beta", "console")
+    world.check()
+    world.begin_foreign("beta", "ann", Type.CONSOLE)
+    world.loop.advance(0.01)
+
+
 def tell(story: Story) -> None:
     """Let a story happen, and the fleet come to rest after it."""
     random.seed(0)  # agents jitter

@@ -20,7 +20,7 @@ from deskfleet.broker.service import housekeeping
 from deskfleet.broker.stores.memory import MemoryStore
 from deskfleet.core.fleet import Fleet
 from deskfleet.core.records import Broker, Link, Phase, Report, Session, Type
-from deskfleet.core.session import replace
+from deskfleet.core.session import name_on_server, replace
 from deskfleet.errors import StoreFailed, Unavailable
 from deskfleet.ports import Running
 from deskfleet.wire.messages import Observation, Observed, encode
@@ -238,7 +238,9 @@ class World:
         id = "console" if type is Type.CONSOLE else f"foreign-{self._foreign}"
         if id in self.hosts[name].running:
             return
-        session = Running(session_id=id, generation=0, owner=owner, type=type)
+        session = Running(
+            session_id=id, generation=0, owner=owner, type=type, name=f"life {self._foreign}"
+        )
         self.hosts[name].running[session.session_id] = session
         if name in self.agents:
             self.agents[name].look_again()
@@ -253,8 +255,10 @@ class World:
             if not hung.done():
                 hung.set_result(fate)
 
-    def _runs_on(self, server_id: str, session_id: str) -> bool:
-        return session_id in self.hosts[server_id].running
+    def _runs_on(self, server_id: str, session: Session) -> bool:
+        one = self.hosts[server_id].running.get(name_on_server(session))
+        # A server's console session may have begun anew under its id, and not be told of yet.
+        return one is not None and (one.generation > 0 or one.name == session.request.name)
 
     def _clock(self, name: str) -> VirtualClock:
         return VirtualClock(self.loop)
