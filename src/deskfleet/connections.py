@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import asyncio
 from enum import Enum, auto
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from deskfleet.gate import SEAT, Seat
+
+if TYPE_CHECKING:
+    from uvicorn._types import ASGISendEvent
 
 MAX_HEAD_BYTES = 256 * 1024
 """Of all of a request but its body: head, trailers, sizes of chunks. Counted in whole reads, which
@@ -163,3 +166,9 @@ class WebSocket(WebSocketsSansIOProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         cast(Seat, self.app_state[SEAT]).leave()
         super().connection_lost(exc)
+
+    async def send(self, message: ASGISendEvent) -> None:
+        await super().send(message)
+        if message["type"] == "websocket.http.response.body" and self.close_sent:
+            # A refusal ends the handshake, too; uvicorn would log that the application never did.
+            self.handshake_complete = True

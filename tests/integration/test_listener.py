@@ -6,6 +6,7 @@ Limits are made short, and every test waits for what it expects, not for the lim
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import ssl
 import time
@@ -20,11 +21,12 @@ from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
 
 from deskfleet import connections, listener
-from deskfleet.certificates import server_context
 from deskfleet.gate import Gate, vouch
 from deskfleet.listener import bind, listening, port_of
+from deskfleet.tls import server_context
 from support.entrance import run, until, write_certificate
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -48,6 +50,7 @@ class App:
                 Route("/read", self.read, methods=["POST"]),
                 Route("/ignore", self.answer, methods=["POST"]),
                 WebSocketRoute("/socket", self.socket),
+                WebSocketRoute("/closed", self.closed),
             ]
         )
 
@@ -71,6 +74,9 @@ class App:
         except ClientDisconnect:
             self.cut += 1
             return Response(status_code=499)
+
+    async def closed(self, socket: WebSocket) -> None:
+        await socket.send_denial_response(Response(b"no", status_code=403))
 
     async def socket(self, socket: WebSocket) -> None:
         vouch(socket.scope)
@@ -364,6 +370,21 @@ def test_browsers_are_told_to_come_by_https_alone(
             assert (b"\r\nstrict-transport-security: max-age=31536000\r\n" in said) == told
 
     at(tmp_path, story)
+
+
+def test_a_refused_websocket_is_no_error_of_ours(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def story(door: Door) -> None:
+        url = f"wss://localhost:{door.port}/closed"
+        with pytest.raises(InvalidStatus) as refused:
+            await connect(url, ssl=door.context, proxy=None)
+        answer = refused.value.response
+        assert (answer.status_code, answer.body) == (403, b"no")
+
+    with caplog.at_level(logging.WARNING):
+        at(tmp_path, story)
+    assert caplog.records == []
 
 
 def test_there_are_so_many_seats_and_no_more(tmp_path: Path) -> None:
