@@ -75,6 +75,8 @@ class Running(Frozen, frozen=True):
     created_at: Instant | None = None
     connections: int | None = None
     """Live client connections; None where the entrance, not the driver, serves them."""
+    visitors: tuple[str, ...] = ()
+    """The user of each, as far as is known."""
     last_disconnection_at: Instant | None = None
 
 

@@ -99,6 +99,25 @@ class TestResponseParameters:
         assert member in api.connection_data(session, owner)["Session"]["Server"]
 
     @pytest.mark.own_broker
+    def test_num_of_connections_counts_those_of_the_user(
+        self, api: Api, owner: str, play: Play
+    ) -> None:
+        server = play()
+        session_id = api.ready(owner, **on(server))
+
+        def counted(user: str) -> int:
+            count: int = api.connection_data(session_id, user)["Session"]["NumOfConnections"]
+            return count
+
+        server.report(session_id, connections=3, visitors=("user1", "user1", "user2"))
+        until(lambda: (api.describe(session_id) or {})["NumOfConnections"] == 3)
+        assert [counted(user) for user in ("user1", "user2", "user3")] == [2, 1, 0]
+        server.report(session_id, connections=2, visitors=())
+        until(lambda: (api.describe(session_id) or {})["NumOfConnections"] == 2)
+        # Their server doesn't say whose they are: each may be anybody's.
+        assert counted("user3") == 2
+
+    @pytest.mark.own_broker
     @pytest.mark.parametrize(
         ("member", "value"),
         [

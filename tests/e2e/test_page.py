@@ -127,7 +127,7 @@ def test_a_link_opens_a_desktop_that_fits_and_takes_what_is_typed(tmp_path: Path
         await at.until(lambda: typed.exists() and typed.read_text() == "Hello, 42\n", "the shell")
         await at.page.set_viewport_size({"width": 820, "height": 540})
         await at.until(lambda: at.desktop.size() == "820x540", "the desktop to follow")
-        assert at.at.attendance.connections(SESSION) == 1
+        assert len(at.at.attendance.visitors(SESSION)) == 1
         await at.page.reload()
         await at.see("live")
         assert len(at.at.verifier.asked) == 1, "the cookie admits after a reload"
@@ -164,8 +164,8 @@ def test_a_lost_connection_comes_back_by_itself(tmp_path: Path) -> None:
         await at.see("live")
         await at.page.evaluate("document.body.dataset.kept = 'same page'")
         at.at.attendance.close_all(SESSION)
-        await until(lambda: at.at.attendance.connections(SESSION) == 0, "the cut")
-        await until(lambda: at.at.attendance.connections(SESSION) == 1, "the way back")
+        await until(lambda: len(at.at.attendance.visitors(SESSION)) == 0, "the cut")
+        await until(lambda: len(at.at.attendance.visitors(SESSION)) == 1, "the way back")
         await at.see("live")
         typed = at.desktop.home / "typed-after"
         await at.type(f"echo back > {typed}")
@@ -225,7 +225,7 @@ def test_a_full_session_is_waited_for(tmp_path: Path) -> None:
         second = await at.context.new_page()
         await second.goto(f"{at.at.origin}/#{SESSION}")
         await expect(second.get_by_role("heading", name="All seats are taken")).to_be_visible()
-        assert at.at.attendance.connections(SESSION) == 1
+        assert len(at.at.attendance.visitors(SESSION)) == 1
         await at.page.close()
         await second.get_by_role("button", name="Try again").click()
         await expect(second.locator("body")).to_have_attribute("data-state", "live")

@@ -113,13 +113,13 @@ class Visitors:
     """Who is connected, as a test says."""
 
     def __init__(self) -> None:
-        self.connected: dict[str, int] = {}
+        self.connected: dict[str, tuple[str, ...]] = {}
         self.left: dict[str, datetime] = {}
         self.closed: list[str] = []
         self.forgotten: list[str] = []
 
-    def connections(self, session_id: str) -> int:
-        return self.connected.get(session_id, 0)
+    def visitors(self, session_id: str) -> tuple[str, ...]:
+        return self.connected.get(session_id, ())
 
     def last_disconnection_at(self, session_id: str) -> datetime | None:
         return self.left.get(session_id)
@@ -578,11 +578,12 @@ class TestStrangers:
         async def scenario(stage: Stage) -> None:
             stage.want(wish())
             await stage.until(lambda: stage.phase() is Phase.RUNNING)
-            stage.visitors.connected["s1"] = 2
+            stage.visitors.connected["s1"] = ("alice", "bob")
             stage.visitors.left["s1"] = NOON
             report = stage.report()
             assert report is not None
             assert (report.connections, report.last_disconnection_at) == (2, NOON)
+            assert report.visitors == ("alice", "bob")
 
         run(tmp_path, scenario)
 

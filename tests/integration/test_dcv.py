@@ -526,6 +526,37 @@ class TestWhatOthersCreated:
 
         play(site, story)
 
+    @pytest.mark.parametrize("hidden", [[], ["num-of-connections"]])
+    def test_who_is_connected_is_told(self, site: DcvSite, hidden: list[str]) -> None:
+        site.configure(whole_list=not hidden, hidden=hidden)
+        by_hand(site, "s-1")
+
+        async def story(driver: DcvDriver, ends: Ends) -> None:
+            assert (only(driver).connections, only(driver).visitors) == (0, ())
+            names = ["bob", "alice", "bob"]
+            site.change("s-1", **{"num-of-connections": 3, "connected": names})
+            await eventually(lambda: only(driver).connections == 3)
+            assert only(driver).visitors == ("alice", "bob", "bob")
+            site.change("s-1", **{"num-of-connections": 0, "connected": []})
+            await eventually(lambda: only(driver).connections == 0)
+            assert only(driver).visitors == ()
+
+        play(site, story)
+
+    def test_a_server_that_does_not_say_who_is_asked_once(self, site: DcvSite) -> None:
+        by_hand(site, "s-1")
+
+        async def story(driver: DcvDriver, ends: Ends) -> None:
+            site.fault("fail", "list-connections")
+            site.change("s-1", **{"num-of-connections": 2})
+            await eventually(lambda: only(driver).connections == 2)
+            assert only(driver).visitors == ()
+            await _looks(site)
+            assert len(site.calls("list-connections")) < len(site.calls("list-sessions"))
+            assert ends == []
+
+        play(site, story)
+
     def test_a_console_session_that_comes_again_is_the_same_for_us(self, site: DcvSite) -> None:
         create = ("create-session", "--type=console", f"--owner={session_owner()}", "console")
         site.dcv(*create)

@@ -341,20 +341,20 @@ def test_connections_are_counted_and_limited(tmp_path: Path) -> None:
             browser(at) as page,
         ):
             await page.admit()
-            assert at.attendance.connections(SESSION) == 0
+            assert len(at.attendance.visitors(SESSION)) == 0
             assert at.attendance.last_disconnection_at(SESSION) is None
             async with page.socket(page="1"), page.socket(page="2") as second:
-                await until(lambda: at.attendance.connections(SESSION) == 2, "two connections")
+                await until(lambda: len(at.attendance.visitors(SESSION)) == 2, "two connections")
                 async with page.socket(page="3") as third:
                     assert await close_code(third) == Close.FULL
                 assert len(rfb.writers) == 2
                 await second.close()
-                await until(lambda: at.attendance.connections(SESSION) == 1, "one to leave")
+                await until(lambda: len(at.attendance.visitors(SESSION)) == 1, "one to leave")
                 left = at.attendance.last_disconnection_at(SESSION)
                 assert left is not None
                 async with page.socket(page="4"):
-                    await until(lambda: at.attendance.connections(SESSION) == 2, "the next one")
-            await until(lambda: at.attendance.connections(SESSION) == 0, "all to leave")
+                    await until(lambda: len(at.attendance.visitors(SESSION)) == 2, "the next one")
+            await until(lambda: len(at.attendance.visitors(SESSION)) == 0, "all to leave")
             last = at.attendance.last_disconnection_at(SESSION)
             assert last is not None
             assert last > left
@@ -376,7 +376,7 @@ def test_a_page_that_comes_back_takes_its_own_seat(tmp_path: Path) -> None:
                 async with page.socket(page="same") as back:
                     assert await back.recv() == b"RFB 003.008\n"
                     assert await close_code(lost) == Close.REPLACED
-                    assert at.attendance.connections(SESSION) == 1
+                    assert len(at.attendance.visitors(SESSION)) == 1
 
     run(main())
 
@@ -390,9 +390,9 @@ def test_a_cut_connection_is_noticed_and_the_cookie_still_admits(tmp_path: Path)
         ):
             await page.admit()
             connection = await page.socket()
-            await until(lambda: at.attendance.connections(SESSION) == 1, "the connection")
+            await until(lambda: len(at.attendance.visitors(SESSION)) == 1, "the connection")
             connection.transport.abort()
-            await until(lambda: at.attendance.connections(SESSION) == 0, "the loss")
+            await until(lambda: len(at.attendance.visitors(SESSION)) == 0, "the loss")
             assert at.attendance.last_disconnection_at(SESSION) is not None
             async with page.socket() as again:
                 assert await again.recv() == b"RFB 003.008\n"
@@ -411,12 +411,12 @@ def test_deleting_a_session_ends_its_sockets_and_says_so(tmp_path: Path) -> None
             await page.admit()
             await page.admit(session_id=OTHER)
             async with page.socket() as first, page.socket(OTHER) as other:
-                await until(lambda: at.attendance.connections(SESSION) == 1, "the connection")
+                await until(lambda: len(at.attendance.visitors(SESSION)) == 1, "the connection")
                 del at.desktops.known[SESSION]
                 at.attendance.close_all(SESSION)
                 assert await close_code(first) == Close.RECHECK
                 await other.recv()
-                assert at.attendance.connections(OTHER) == 1, "others stay"
+                assert len(at.attendance.visitors(OTHER)) == 1, "others stay"
             gone = await page.http.get(f"/admission/{SESSION}")
             assert (gone.status_code, gone.json()["code"]) == (410, "session.ended")
 
@@ -570,7 +570,7 @@ def test_what_breaks_the_protocol_is_cut_off(tmp_path: Path) -> None:
             async with page.socket() as connection:
                 await connection.send(bytes(2 << 20))
                 assert await close_code(connection) == 1009, "too big"
-            await until(lambda: at.attendance.connections(SESSION) == 0, "all to be gone")
+            await until(lambda: len(at.attendance.visitors(SESSION)) == 0, "all to be gone")
 
     run(main())
 

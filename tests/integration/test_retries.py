@@ -31,8 +31,8 @@ Scenario = Callable[[TestHouse, Sequence["LoopingAgent"]], Coroutine[Any, Any, N
 class Nobody:
     """No one is ever connected."""
 
-    def connections(self, session_id: str) -> int:
-        return 0
+    def visitors(self, session_id: str) -> tuple[str, ...]:
+        return ()
 
     def last_disconnection_at(self, session_id: str) -> datetime | None:
         return None

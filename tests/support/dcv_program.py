@@ -330,7 +330,7 @@ class Server:
         return "Session: '{id}'\n\towner: {owner}\n\tname: {name}\n".format(**session)
 
     def _shown(self, session: dict[str, Any]) -> dict[str, Any]:
-        ours = {"permissions", "max-concurrent-clients", "gl", "pid"}
+        ours = {"permissions", "max-concurrent-clients", "gl", "pid", "connected"}
         ours |= set(self._settings.get("hidden", ()))
         shown = {key: value for key, value in session.items() if key not in ours}
         if self._settings["platform"] == "linux":
@@ -341,9 +341,10 @@ class Server:
 
     def list_connections(self, options: dict[str, str], id: str) -> str:
         with self._sessions() as sessions:
-            count = self._found(sessions, id)["num-of-connections"]
-        one = {"username": "someone", "connection-time": ""}
-        return json.dumps([{"id": id, **one} for id in range(1, count + 1)])
+            session = self._found(sessions, id)
+        names = session.get("connected") or ["someone"] * session["num-of-connections"]
+        one = {"connection-time": ""}
+        return json.dumps([{"id": id, "username": name, **one} for id, name in enumerate(names, 1)])
 
     def close_connection(self, options: dict[str, str], connection: str) -> str:
         with self._sessions() as sessions:

@@ -35,7 +35,7 @@ def test_nothing_is_kept_of_a_session_that_is_no_more() -> None:
             assert visit.asked_to_end.result() is Close.RECHECK
             attendance.leave(visit)
         assert attendance.last_disconnection_at("s") is None
-        assert (attendance.connections("s"), attendance.has_supervisor("s")) == (0, False)
+        assert (len(attendance.visitors("s")), attendance.has_supervisor("s")) == (0, False)
         assert (attendance._visits, attendance._last_disconnections) == ({}, {})
         assert changes == []
 
@@ -52,7 +52,7 @@ def test_who_leaves_a_forgotten_session_takes_no_seat_of_its_successor() -> None
         attendance.arrive(new)
         attendance.leave(old)
         attendance.arrive(old)
-        assert attendance.connections("s") == 1
+        assert attendance.visitors("s") == (new.user,)
         assert enter(attendance, page="third", limit=1) is None
         attendance.leave(new)
         assert attendance.last_disconnection_at("s") is not None

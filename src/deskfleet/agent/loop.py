@@ -44,7 +44,7 @@ when these have been taken up."""
 class Presence(Protocol):
     """Who is connected (`Attendance`)."""
 
-    def connections(self, session_id: str) -> int: ...
+    def visitors(self, session_id: str) -> tuple[str, ...]: ...
 
     def last_disconnection_at(self, session_id: str) -> datetime | None: ...
 
@@ -179,7 +179,9 @@ class Loop:
         reason = entry.reason if entry else None
         if phase is Phase.STARTING:
             reason = self._reasons.get(id)
-        connections = None if running is None else running.connections
+        visitors, connections = self._presence.visitors(id), None
+        if running is not None and running.connections is not None:
+            visitors, connections = running.visitors, running.connections
         left = None if running is None else running.last_disconnection_at
         return Observed(
             report=Report(
@@ -188,7 +190,8 @@ class Loop:
                 generation=entry.generation if entry else (running.generation if running else 0),
                 phase=phase,
                 reason=reason,
-                connections=self._presence.connections(id) if connections is None else connections,
+                connections=len(visitors) if connections is None else connections,
+                visitors=visitors,
                 last_disconnection_at=left or self._presence.last_disconnection_at(id),
             ),
             running=running,

@@ -105,6 +105,8 @@ class Report(Frozen, frozen=True, tag="report"):
     phase: Phase
     reason: str | None = None
     connections: Int64 = 0
+    visitors: tuple[str, ...] = ()
+    """The user of each of these connections, as far as the server says."""
     last_disconnection_at: Instant | None = None
 
 

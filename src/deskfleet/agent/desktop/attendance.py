@@ -59,8 +59,10 @@ class Attendance:
         self._visits: dict[str, list[Visit]] = {}
         self._last_disconnections: dict[str, datetime] = {}
 
-    def connections(self, session_id: str) -> int:
-        return sum(visit.arrived for visit in self._visits.get(session_id, ()))
+    def visitors(self, session_id: str) -> tuple[str, ...]:
+        """Return the user of each connection."""
+        visits = self._visits.get(session_id, ())
+        return tuple(sorted(visit.user for visit in visits if visit.arrived))
 
     def last_disconnection_at(self, session_id: str) -> datetime | None:
         return self._last_disconnections.get(session_id)

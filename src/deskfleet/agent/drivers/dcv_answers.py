@@ -66,9 +66,10 @@ def session(output: bytes) -> Listed:
     return _decoded(output, Listed)
 
 
-def connections(output: bytes) -> int:
-    """Return how many connections `list-connections --json` tells of."""
-    return len(_decoded(output, list[dict[str, Any]]))
+def visitors(output: bytes) -> tuple[str, ...]:
+    """Return the user of each connection that `list-connections --json` tells of."""
+    told = _decoded(output, list[dict[str, Any]])
+    return tuple(sorted(str(one.get("username", "")) for one in told))
 
 
 def doors(output: bytes) -> tuple[Door, ...]:

@@ -66,7 +66,7 @@ def intended(spec: SessionSpec, script: Path | None, at_log_on: Path | None) -> 
     )
 
 
-def observed(one: Listed, known: DcvRecord | None) -> DcvRecord:
+def observed(one: Listed, known: DcvRecord | None, visitors: tuple[str, ...] = ()) -> DcvRecord:
     """Return the record of a session as a server lists it now, on top of what was known."""
     before = known.running if known is not None else None
     running = Running(
@@ -77,6 +77,7 @@ def observed(one: Listed, known: DcvRecord | None) -> DcvRecord:
         name=one.name or (before.name if before else ""),
         created_at=one.created_at or (before.created_at if before else None),
         connections=one.num_of_connections or 0,
+        visitors=visitors,
         last_disconnection_at=one.last_disconnection_at,
     )
     return DcvRecord(

@@ -51,10 +51,10 @@ class DcvServer:
         answer = await self._ask(dcv_plan.describing(session_id))
         return dcv_answers.session(answer.output) if answer.code == 0 else None
 
-    async def connections(self, session_id: str) -> int | None:
-        """Return how many clients are connected; None where the server says no."""
+    async def visitors(self, session_id: str) -> tuple[str, ...] | None:
+        """Return the user of each client that is connected; None where the server says no."""
         answer = await self._ask(dcv_plan.connections(session_id))
-        return dcv_answers.connections(answer.output) if answer.code == 0 else None
+        return dcv_answers.visitors(answer.output) if answer.code == 0 else None
 
     async def create(self, arguments: Sequence[str]) -> str | None:
         """Create a session by `dcv_plan.creation`; return why the server refuses, if it does."""

@@ -17,6 +17,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 
 import msgspec
@@ -39,6 +40,15 @@ LOOKS_PER_DESCRIPTION = 20
 """After how many looks it is asked again what a session is that lists say little of."""
 
 
+@dataclass(frozen=True, slots=True)
+class Visitors:
+    """Who was connected to a session when the server was asked."""
+
+    count: int
+    names: tuple[str, ...] = ()
+    """Fewer where it didn't say."""
+
+
 class DcvSessions:
     def __init__(self, server: DcvServer, records: DcvRecords, clock: Clock) -> None:
         self._server, self._records, self._clock = server, records, clock
@@ -54,6 +64,7 @@ class DcvSessions:
         self._unsaid: set[str] = set()
         """Listed sessions of which the server did not say more when it was asked last."""
         self._seen: dict[str, Listed] = {}
+        self._visitors: dict[str, Visitors] = {}
         self._current: asyncio.Task[Look] | None = None
         self._next: asyncio.Task[Look] | None = None
         self.on_end: Callable[[str, str], None] = lambda _session_id, _reason: None
@@ -177,7 +188,7 @@ class DcvSessions:
             if whole is None:
                 unclear.add(one.id)
             else:
-                found[one.id] = whole
+                found[one.id] = await self._counted(whole)
         if unclear:
             # They may have ended since. If not, nothing is known that could be shown.
             still = unclear & {one.id for one in await self._server.sessions()}
@@ -199,10 +210,23 @@ class DcvSessions:
             seen = said or self._as_known(one, seen)
         if seen is None:
             return None
-        if one.num_of_connections is None and seen.num_of_connections is None:
-            count = await self._server.connections(one.id)
-            return msgspec.structs.replace(seen, num_of_connections=count or 0)
         return seen
+
+    async def _counted(self, one: Listed) -> Listed:
+        """Find out who is connected to a session, asking only where that may have changed."""
+        count = one.num_of_connections
+        if count == 0:
+            self._visitors[one.id] = Visitors(0)
+            return one
+        known = self._visitors.get(one.id)
+        if known is None or count is None or known.count != count or self._is_turn():
+            # A server that says no may still have said how many they are.
+            names = await self._server.visitors(one.id) or ()
+            known = self._visitors[one.id] = Visitors(len(names) if count is None else count, names)
+        return msgspec.structs.replace(one, num_of_connections=known.count)
+
+    def _is_turn(self) -> bool:
+        return self._looks % LOOKS_PER_DESCRIPTION == 0
 
     def _is_due(self, one: Listed, seen: Listed) -> bool:
         return (
@@ -211,7 +235,7 @@ class DcvSessions:
             or one.owner not in {"", seen.owner}
             or one.name not in {"", seen.name}
             or one.creation_time not in {"", seen.creation_time}
-            or self._looks % LOOKS_PER_DESCRIPTION == 0
+            or self._is_turn()
         )
 
     def _as_known(self, one: Listed, seen: Listed | None) -> Listed | None:
@@ -228,6 +252,7 @@ class DcvSessions:
 
     def _take(self, found: Look, moment: int) -> None:
         self._seen = dict(found)
+        self._visitors = {id: who for id, who in self._visitors.items() if id in found}
         known = self._known.keys() | found.keys()
         for id in known - self._busy:
             if self._touched.get(id, 0) > moment:
@@ -257,7 +282,7 @@ class DcvSessions:
             record = None
         if record is None:
             log.info("session.adopted", extra={"session_id": one.id, "owner": one.owner})
-        self._keep(observed(one, record))
+        self._keep(observed(one, record, self._visitors[one.id].names))
 
     def _miss(self, id: str) -> None:
         record, now = self._known[id], self._clock.monotonic()

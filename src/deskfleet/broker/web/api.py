@@ -192,7 +192,7 @@ class Api:
         )
         return self._answer(
             shapes.GetSessionConnectionDataResponse(
-                session=self._session(view), connection_token=token
+                session=self._session(view, user), connection_token=token
             )
         )
 
@@ -289,7 +289,7 @@ class Api:
         seen = Seen(State.CREATING, Substate.SESSION_PLACING)
         return self._session(SessionView(session, seen, None, None))
 
-    def _session(self, view: SessionView) -> shapes.Session:
+    def _session(self, view: SessionView, user: str | None = None) -> shapes.Session:
         return rendering.session_shape(
             view.session,
             state=view.seen.state,
@@ -297,6 +297,7 @@ class Api:
             reason=view.seen.reason,
             report=view.report,
             server=None if view.facts is None else self._server(view.facts),
+            user=user,
         )
 
     def _server(self, facts: Facts) -> shapes.Server:

@@ -60,8 +60,12 @@ def session_shape(
     reason: str | None,
     report: records.Report | None,
     server: shapes.Server | None,
+    user: str | None = None,
 ) -> shapes.Session:
-    """Show a session. `server` is that of `session_server_shape`; make it once per server."""
+    """Show a session. `server` is that of `session_server_shape`; make it once per server.
+
+    Where `user` names somebody, the connections that are counted are theirs.
+    """
     request = session.request
     left = report.last_disconnection_at if report else None
     return shapes.Session(
@@ -71,7 +75,7 @@ def session_shape(
         type=request.type,
         state=state,
         creation_time=instant(session.created_at),
-        num_of_connections=report.connections if report else 0,
+        num_of_connections=_connections(report, user) if report else 0,
         server=server,
         max_concurrent_clients=request.max_concurrent_clients,
         substate=substate,
@@ -141,6 +145,13 @@ def screenshot_shape(
     return shapes.GetSessionScreenshotSuccessfulResponse(
         session_screenshot=shapes.SessionScreenshot(session_id=session_id, images=images)
     )
+
+
+def _connections(report: records.Report, user: str | None) -> int:
+    # Where the server doesn't say whose they are, each may be theirs.
+    if user is None or len(report.visitors) < report.connections:
+        return report.connections
+    return report.visitors.count(user)
 
 
 def _entrance(facts: records.Facts) -> records.Endpoint | None:
