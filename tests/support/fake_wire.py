@@ -211,6 +211,7 @@ class BrokerEnd:
     def __init__(self, line: Line) -> None:
         self._line = line
         self.headers = {"authorization": f"Bearer {line.server_id}"}
+        self.scope: dict[str, object] = {}
 
     async def accept(self) -> None: ...
 
