@@ -43,6 +43,7 @@ class LedDriver:
         self.may_stop = asyncio.Event()
         self.may_stop.set()
         self.fails: list[Exception] = []
+        self.looks = 0
         self.ends_at_once = False
         self.opened = False
         self._on_end: Callable[[str, str], None] | None = None
@@ -55,6 +56,7 @@ class LedDriver:
         self.opened = False
 
     def running(self) -> Sequence[Running]:
+        self.looks += 1
         return list(self.sessions.values())
 
     async def start(self, spec: SessionSpec) -> None:
@@ -830,6 +832,32 @@ class TestRestarting:
             assert len(stage.driver.calls) == 4
             stage.loop = stage._loop()
             await stage.loop.open()
+
+        run(tmp_path, scenario)
+
+
+class TestLargeSets:
+    """What one set costs must grow with its length, and no faster."""
+
+    def test_what_runs_is_looked_at_once_for_all(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(loop_module, "AGAIN_SECONDS", 0.05)
+
+        def all_noted(stage: Stage, phase: Phase) -> bool:
+            return all(stage.is_noted(f"s{number}", phase) for number in range(300))
+
+        async def scenario(stage: Stage) -> None:
+            wishes = [wish(f"s{number}") for number in range(300)]
+            stage.driver.fails = [Unavailable("not now") for _ in wishes]
+            stage.driver.looks = 0
+            stage.want(*wishes)
+            await stage.until(lambda: all_noted(stage, Phase.RUNNING))
+            stage.want(*wishes)
+            stage.want(*(wish(f"s{number}", stop=True) for number in range(300)))
+            await stage.until(lambda: all_noted(stage, Phase.ENDED))
+            assert len(stage.driver.calls) == 900
+            assert stage.driver.looks < 30
 
         run(tmp_path, scenario)
 

@@ -18,7 +18,7 @@ from hypothesis import Phase as Stretch
 
 from deskfleet.agent.journal import Journal
 from deskfleet.agent.journal_file import Line
-from deskfleet.agent.loop import Loop, Step
+from deskfleet.agent.loop import Generations, Loop, Step
 from deskfleet.broker.service import convergence, observing
 from deskfleet.broker.service.convergence import AgentSession
 from deskfleet.broker.service.housekeeping import Housekeeping
@@ -173,8 +173,8 @@ def _(patch: pytest.MonkeyPatch) -> None:
 def _(patch: pytest.MonkeyPatch) -> None:
     careful = Loop._take_on
 
-    def take_on(loop: Loop, desire: Desire) -> Step:
-        return careful(loop, rules.replace(desire, started=False))
+    def take_on(loop: Loop, desire: Desire, running: Generations) -> Step:
+        return careful(loop, rules.replace(desire, started=False), running)
 
     patch.setattr(Loop, "_take_on", take_on)
 
@@ -192,7 +192,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
 
 @planted("an agent never forgets what is over")
 def _(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Loop, "_leave", lambda loop, entry: None)
+    patch.setattr(Loop, "_leave", lambda loop, entry, running: None)
 
 
 @planted("a session that dies by itself is not noticed")

@@ -12,9 +12,9 @@ import pytest
 
 from deskfleet.agent.identity import Identity
 from deskfleet.agent.uplink import Uplink
-from deskfleet.core.records import Facts
+from deskfleet.core.records import Facts, Phase, Report
 from deskfleet.wire.link import AgentLink
-from deskfleet.wire.messages import Welcome
+from deskfleet.wire.messages import Observed, Welcome
 from support.builders import some_facts
 from support.virtual_time import VirtualClock, VirtualLoop
 
@@ -93,6 +93,38 @@ def test_what_has_not_changed_is_not_told_again(loop: VirtualLoop) -> None:
     wire = beating(loop, 30.0, changes=False)
     assert wire.times("facts") == []
     assert len(wire.sent) <= 61
+
+
+@pytest.mark.parametrize(("cost", "most"), [(0.0, 2000), (0.001, 500), (0.01, 50), (0.1, 6)])
+def test_a_large_set_that_changes_all_the_time_is_told_less_often(
+    cost: float, most: int, loop: VirtualLoop
+) -> None:
+    """Of ten seconds, a twentieth is spent on looking at it, whatever a look costs."""
+    clock, wire, changed = VirtualClock(loop), Wire(loop), asyncio.Event()
+
+    class Large:
+        looks = 0
+
+        def observed(self) -> tuple[Observed, ...]:
+            self.looks += 1
+            loop.seconds += cost
+            report = Report(id=str(self.looks), server_id="n1", generation=1, phase=Phase.RUNNING)
+            return (Observed(report=report),)
+
+    async def keep_changing() -> None:
+        while True:
+            changed.set()
+            await asyncio.sleep(0.001)
+
+    large, nobody = Large(), cast(Any, None)
+    link = AgentLink(clock.monotonic())
+    link.hello(some_facts(), ())
+    link.receive(Welcome(epoch=1, heartbeat_seconds=BEAT), clock.monotonic())
+    uplink = Uplink(nobody, Identity("n1", "x"), cast(Any, large), nobody, nobody, clock, changed)
+    loop.begin("test", uplink._report(cast(Any, wire), link))
+    loop.begin("test", keep_changing())
+    loop.advance(10.0)
+    assert most / 2 <= len(wire.times("observation")) <= most
 
 
 @pytest.mark.parametrize("seconds", [0.0, 30.0, 300.0])

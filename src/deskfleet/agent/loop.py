@@ -17,6 +17,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator
 from datetime import datetime
+from functools import cache
 from typing import Any, Protocol, TypeAlias
 
 import msgspec
@@ -32,10 +33,11 @@ from deskfleet.wire.messages import Desire, Observed
 log = logging.getLogger(__name__)
 
 Step: TypeAlias = Coroutine[Any, Any, None]
+Generations: TypeAlias = Callable[[], dict[str, int]]
 
 FINAL = {Phase.FAILED, Phase.ENDED}
 AGAIN_SECONDS = 5.0
-"""When a step that the world made fail is due again."""
+"""When a step that the world made fail is due again, at the latest."""
 TOLD_BYTES = 1024 * 1024
 """Of what was asked for of sessions that were not named, in one observed set; the rest is told
 when these have been taken up."""
@@ -75,7 +77,8 @@ class Loop:
         """Those of them that are cut short when their session is to be stopped."""
         self._ends: dict[str, str] = {}
         """Why sessions ended by themselves, for as long as that isn't noted."""
-        self._put_off: set[str] = set()
+        self._put_off: dict[str, None] = {}
+        """Sessions whose next step is due again later, all at once."""
         self._reasons: dict[str, str] = {}
         """Why the last step of a session did not succeed."""
         self._closed = False
@@ -119,9 +122,7 @@ class Loop:
             old = before.get(id)
             if old is not None and _permissions(old.spec) != _permissions(desire.spec):
                 self._presence.close_all(id)
-            self._converge(id)
-        for id in [id for id in {**self._journal.entries, **self._reasons} if id not in wanted]:
-            self._converge(id)
+        self._converge(*{**wanted, **self._journal.entries, **self._reasons})
         self._on_change()
 
     def observed(self) -> tuple[Observed, ...]:
@@ -204,18 +205,25 @@ class Loop:
 
     # Convergence of one session
 
-    def _converge(self, id: str) -> None:
-        """Begin the next step of a session, where there is one and none is under way."""
+    def _converge(self, *ids: str) -> None:
+        """Begin the next step of each session, where there is one and none is under way."""
         if self._closed:
             return
-        if id in self._tasks:
-            desire = (self._desires or {}).get(id)
-            if id in self._starts and desire is not None and desire.intent is Intent.STOP:
-                self._tasks[id].cancel()
-            return
-        step = self._next_step(id)
-        if step is not None:
-            self._begin(id, step)
+        # Looked at once at most, however many there are, and seldom where there is one.
+        running = cache(self._running)
+        for id in ids:
+            if id in self._tasks:
+                self._cut_short(id)
+                continue
+            step = self._next_step(id, running)
+            if step is not None:
+                self._begin(id, step)
+
+    def _cut_short(self, id: str) -> None:
+        """End a start that is under way where its session is to be stopped."""
+        desire = (self._desires or {}).get(id)
+        if id in self._starts and desire is not None and desire.intent is Intent.STOP:
+            self._tasks[id].cancel()
 
     def _begin(self, id: str, step: Step) -> None:
         task = asyncio.get_running_loop().create_task(step)
@@ -248,13 +256,13 @@ class Loop:
         return known or "the agent could not do it; its log says why"
 
     def _again(self, id: str) -> None:
-        if id not in self._put_off:
-            self._put_off.add(id)
-            asyncio.get_running_loop().call_later(AGAIN_SECONDS, self._take_up, id)
+        if not self._put_off:
+            asyncio.get_running_loop().call_later(AGAIN_SECONDS, self._take_up)
+        self._put_off[id] = None
 
-    def _take_up(self, id: str) -> None:
-        self._put_off.discard(id)
-        self._converge(id)
+    def _take_up(self) -> None:
+        due, self._put_off = self._put_off, {}
+        self._converge(*due)
         self._on_change()
 
     def _ended(self, session_id: str, reason: str) -> None:
@@ -271,7 +279,7 @@ class Loop:
 
     # What comes next
 
-    def _next_step(self, id: str) -> Step | None:
+    def _next_step(self, id: str, running: Generations) -> Step | None:
         """Decide what is to be done now of a session of which no step is under way."""
         entry, desire = self._journal.entries.get(id), (self._desires or {}).get(id)
         end = self._ends.get(id)
@@ -281,7 +289,7 @@ class Loop:
             del self._ends[id]
         if desire is None:
             self._reasons.pop(id, None)
-            return self._leave(entry)
+            return self._leave(entry, running)
         spec = desire.spec
         if entry is not None and entry.generation > spec.generation:
             return None
@@ -292,29 +300,29 @@ class Loop:
             return self._stop(spec)
         if entry is None or not is_known or entry.phase is Phase.STARTING:
             # Starting, and no step: how that came out is not known, or could not be written.
-            return self._take_on(desire)
+            return self._take_on(desire, running)
         return self._permit(spec) if _permissions(entry.spec) != _permissions(spec) else None
 
-    def _leave(self, entry: Entry | None) -> Step | None:
+    def _leave(self, entry: Entry | None, running: Generations) -> Step | None:
         """Decide what is to be noted of a session that nobody names; it is left alone itself."""
         if entry is None or entry.phase is Phase.RUNNING:
             return None
         id = entry.spec.session_id
-        if entry.phase is Phase.STARTING and self._running().get(id) == entry.generation:
+        if entry.phase is Phase.STARTING and running().get(id) == entry.generation:
             return self._note(entry.spec, Phase.RUNNING)
         # What is over is told as long as a broker may want to hear it.
         is_told = entry.phase in FINAL and self._desires is None
         return None if is_told else self._forget(id)
 
-    def _take_on(self, desire: Desire) -> Step:
+    def _take_on(self, desire: Desire, running: Generations) -> Step:
         spec = desire.spec
-        generation = self._running().get(spec.session_id)
-        if generation == spec.generation:
+        runs = running().get(spec.session_id)
+        if runs == spec.generation:
             return self._note(self._as_begun(spec), Phase.RUNNING)
         if desire.started:
             return self._note(spec, Phase.ENDED, "it is not there any more")
         self._starts.add(spec.session_id)
-        return self._start(spec, has_older=generation is not None)
+        return self._start(spec, has_older=runs is not None)
 
     def _as_begun(self, spec: SessionSpec) -> SessionSpec:
         """Return a spec with the permissions that its session has been given so far."""

@@ -49,6 +49,9 @@ PING_BEATS = 1.5
 """How often a broker has to show that it is there; it is given up after two of these."""
 COALESCE_SECONDS = 0.005
 """Changes within this time go in one observation."""
+COALESCE_COSTS = 20
+"""So many times of what it takes to look at all sessions passes before the next look: of a large
+set, each change alone would cost more than all the rest."""
 FULL_SET_SECONDS = 60.0
 SCREENSHOTS_AT_ONCE = 4
 REFUSED = {401, 403}
@@ -191,15 +194,20 @@ class Uplink:
     async def _report(self, socket: ClientConnection, link: AgentLink) -> None:
         last, sent_at = None, 0.0
         while True:
-            observed, now = self._loop.observed(), self._clock.monotonic()
+            now = self._clock.monotonic()
+            observed = self._loop.observed()
+            text = None
             if observed != last or now - sent_at >= FULL_SET_SECONDS:
                 last, sent_at = observed, now
-                await _send(socket, link.observation(observed, now))
+                text = encode(link.observation(observed, now))
+            pause = max(COALESCE_SECONDS, COALESCE_COSTS * (self._clock.monotonic() - now))
+            if text is not None:
+                await socket.send(text, text=True)
             # What changes nothing, a full desired set for example, must not put off the full set.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(sent_at + FULL_SET_SECONDS - now):
                     await self._changed.wait()
-            await asyncio.sleep(COALESCE_SECONDS)
+            await asyncio.sleep(pause)
             self._changed.clear()
 
     async def _beat(self, socket: ClientConnection, link: AgentLink) -> None:
