@@ -642,6 +642,90 @@ class TestGenerations:
         run(tmp_path, scenario)
 
 
+class TestWhatIsOver:
+    """A store that was set back to a backup asks for what has had its end since."""
+
+    @pytest.mark.parametrize("restarts", [False, True])
+    def test_it_is_not_begun_again(self, tmp_path: Path, restarts: bool) -> None:
+        async def scenario(stage: Stage) -> None:
+            stage.want(wish(generation=2))
+            await stage.until(lambda: stage.phase() is Phase.RUNNING)
+            stage.want(wish(generation=2, stop=True))
+            await stage.until(lambda: stage.phase() is Phase.ENDED)
+            stage.want()
+            await stage.until(lambda: stage.report() is None)
+            calls = list(stage.driver.calls)
+            for generation in (2, 1):
+                if restarts:
+                    await stage.restart()
+                stage.want(wish(generation=generation))
+                await stage.until(lambda: stage.phase() is Phase.ENDED)
+                report = stage.report()
+                assert report is not None
+                assert (report.generation, report.reason) == (
+                    generation,
+                    "it has had its end here before",
+                )
+                stage.want()
+                await stage.until(lambda: stage.report() is None)
+            assert stage.driver.calls == calls
+            # What is placed anew is another one.
+            stage.want(wish(generation=3))
+            await stage.until(lambda: stage.phase() is Phase.RUNNING)
+
+        run(tmp_path, scenario)
+
+    def test_nor_is_what_has_failed(self, tmp_path: Path) -> None:
+        async def scenario(stage: Stage) -> None:
+            stage.driver.fails = [StartFailed("no X here")]
+            stage.want(wish())
+            await stage.until(lambda: stage.phase() is Phase.FAILED)
+            stage.want()
+            await stage.until(lambda: stage.report() is None)
+            stage.want(wish())
+            await stage.until(lambda: stage.phase() is Phase.ENDED)
+            assert stage.driver.calls == ["start s1 1"]
+
+        run(tmp_path, scenario)
+
+    def test_what_was_cut_short_may_be_begun_again(self, tmp_path: Path) -> None:
+        async def scenario(stage: Stage) -> None:
+            stage.driver.fails = [Unavailable("not now")]
+            stage.want(wish())
+            await stage.until(lambda: stage.loop._put_off)
+            stage.want()
+            await stage.until(lambda: stage.report() is None)
+            stage.want(wish())
+            await stage.until(lambda: stage.phase() is Phase.RUNNING)
+
+        run(tmp_path, scenario)
+
+    def test_what_runs_is_never_over(self, tmp_path: Path) -> None:
+        async def scenario(stage: Stage) -> None:
+            stage.want(wish(stop=True))
+            await stage.until(lambda: stage.phase() is Phase.ENDED)
+            stage.want()
+            await stage.until(lambda: stage.report() is None)
+            stage.driver.put("s1")
+            stage.want(wish())
+            await stage.until(lambda: stage.is_noted("s1", Phase.RUNNING))
+
+        run(tmp_path, scenario)
+
+    def test_what_others_create_may_have_one_name_again_and_again(self, tmp_path: Path) -> None:
+        async def scenario(stage: Stage) -> None:
+            for _ in range(2):
+                stage.driver.put("console", 0)
+                stage.want(wish("console", 0, started=True))
+                await stage.until(lambda: stage.is_noted("console", Phase.RUNNING))
+                stage.driver.end("console", "logged out")
+                await stage.until(lambda: stage.phase("console") is Phase.ENDED)
+                stage.want()
+                await stage.until(lambda: stage.report("console") is None)
+
+        run(tmp_path, scenario)
+
+
 class TestPermissions:
     def test_new_ones_send_the_visitors_through_the_door_again(self, tmp_path: Path) -> None:
         async def scenario(stage: Stage) -> None:

@@ -140,10 +140,10 @@ def _(patch: pytest.MonkeyPatch) -> None:
 
 @planted("the journal does not reach the disk", stories.killed_before_it_is_heard)
 def _(patch: pytest.MonkeyPatch) -> None:
-    async def write(journal: Journal, session_id: str, entry: Any) -> None:
-        Line(id=session_id, entry=entry).put_into(journal.entries)
+    async def put(journal: Journal, line: Line) -> None:
+        journal._memory.take(line)
 
-    patch.setattr(Journal, "write", write)
+    patch.setattr(Journal, "_put", put)
 
 
 @planted("a session is begun while its intent is on its way to the disk")
@@ -160,13 +160,13 @@ def _(patch: pytest.MonkeyPatch) -> None:
 
 @planted("a session is begun though its intent could not be written", stories.its_disk_is_full)
 def _(patch: pytest.MonkeyPatch) -> None:
-    careful = Journal.write
+    careful = Journal._put
 
-    async def write(journal: Journal, session_id: str, entry: Any) -> None:
+    async def put(journal: Journal, line: Line) -> None:
         with contextlib.suppress(Unavailable):
-            await careful(journal, session_id, entry)
+            await careful(journal, line)
 
-    patch.setattr(Journal, "write", write)
+    patch.setattr(Journal, "_put", put)
 
 
 @planted("a session that is known to have run is begun again", stories.reinstalled)

@@ -17,6 +17,8 @@ from deskfleet.agent.journal import Journal
 from deskfleet.agent.journal_file import JournalFile
 from deskfleet.agent.loop import Loop
 from deskfleet.broker.service.servers import Closing
+from deskfleet.broker.service.sessions import Deletion
+from deskfleet.broker.stores.memory import MemoryStore
 from deskfleet.core.records import Session
 from deskfleet.core.session import State
 from deskfleet.ports import SessionSpec
@@ -130,6 +132,50 @@ async def waits(house: TestHouse, id: str) -> None:
     while True:
         if (await house.session(id)).server_id is None:
             return
+        assert asyncio.get_running_loop().time() < deadline
+        await asyncio.sleep(0.002)
+
+
+def test_a_store_that_is_set_back_begins_nothing_again(tmp_path: Path) -> None:
+    """A session was about to begin when the backup was made, and was deleted since."""
+
+    async def whole() -> None:
+        store = MemoryStore()
+        async with asyncio.timeout(30), a_house(store) as house:
+            agent = LoopingAgent(house, "n1", tmp_path)
+            await agent.loop.open()
+            await agent.connect()
+            agent.driver.may_start.clear()
+            id = await create(house)
+            await until(lambda: agent.driver.started)
+            backup = copied(store)
+            agent.driver.may_start.set()
+            await becomes(house, id, State.READY)
+            await house.sessions.delete([Deletion(id, "alice")])
+            await becomes(house, id, State.DELETED)
+            await until(lambda: not agent.loop.observed())
+            await agent.close()
+        async with asyncio.timeout(30), a_house(backup, broker_id="b2") as house:
+            agent = LoopingAgent(house, "n1", tmp_path)
+            await agent.loop.open()
+            await agent.connect()
+            session = await becomes(house, id, State.DELETED)
+            assert session.reason == "it has had its end here before"
+            assert agent.driver.started == []
+            await agent.close()
+
+    asyncio.run(whole())
+
+
+def copied(store: MemoryStore) -> MemoryStore:
+    copy = MemoryStore()
+    copy._revision, copy._floor, copy._rows = store._revision, store._floor, dict(store._rows)
+    return copy
+
+
+async def until(condition: Callable[[], object]) -> None:
+    deadline = asyncio.get_running_loop().time() + LIMIT_SECONDS
+    while not condition():
         assert asyncio.get_running_loop().time() < deadline
         await asyncio.sleep(0.002)
 

@@ -157,7 +157,7 @@ class FakeDriver:
             return
         host.verdict.must(current is None, f"{host.id} starts {id} beside another copy")
         self._occupy(id)
-        host.begin(spec, self._file.entries.get(id))
+        host.begin(spec, self._file.memory.entries.get(id))
         try:
             fate = await self._fate(host.next_starts, id)
             if fate == "fail":
@@ -256,10 +256,10 @@ class _WatchedFile(JournalFile):
         fate = plan.popleft() if plan else "ok"
         if fate == "full":
             return "the disk is full"
-        before = dict(self.entries)
+        before = self.memory.copy()
         failure = super()._attempt(lines)
         if fate == "lost":
-            self.entries, self.torn = before, True
+            self.memory, self.torn = before, True
             return "the disk lost it"
         return failure
 

@@ -89,11 +89,17 @@ def adopted_meanwhile(world: World, clients: Clients) -> None:
 
 
 def told_twice(world: World, clients: Clients) -> None:
-    """An agent hears an old desired set after a start has failed there and was moved elsewhere."""
+    """An agent hears an old desired set after a start has failed there and was moved elsewhere.
+
+    It has lost its memory of that: nothing but the serial tells it that the set is old.
+    """
     world.hosts["alpha"].next_starts.append("fail")
     clients.create(world.brokers["b1"], [desk()])
     world.loop.advance(1)
     assert only_session(world).tried == ("alpha",)
+    world.lose_journal("alpha")
+    world.start_agent("alpha")
+    world.loop.advance(1)
     for text in world.told("alpha"):
         line_of(world, "alpha").down.inject(text)
 

@@ -19,6 +19,7 @@ from deskfleet.agent.identity import Identity
 from deskfleet.agent.journal import Journal
 from deskfleet.agent.journal_file import (
     LONGEST_BYTES,
+    MOST_OVER,
     REWRITE_LINES,
     Entry,
     Failure,
@@ -63,18 +64,18 @@ class TestJournalFile:
             put(journal, "s3", entry())
             put(journal, "s4", None)
         with opened(path) as journal:
-            assert journal.entries == {
+            assert journal.memory.entries == {
                 "s1": entry(phase=Phase.FAILED, reason="no 'X'\nhere"),
                 "s3": entry(),
             }
-            assert journal.entries["s1"].generation == 1
+            assert journal.memory.entries["s1"].generation == 1
 
     def test_it_is_on_the_disk_before_write_returns(self, path: Path) -> None:
         # No close: the end of an agent that was killed.
         journal = JournalFile(path)
         put(journal, "s1", entry())
         with opened(path) as reader:
-            assert reader.entries == {"s1": entry()}
+            assert reader.memory.entries == {"s1": entry()}
         journal.close()
 
     def test_nobody_else_reads_it(self, path: Path) -> None:
@@ -93,11 +94,11 @@ class TestJournalFile:
         path.write_bytes(path.read_bytes()[:-cut])
         with caplog.at_level(logging.WARNING), opened(path) as journal:
             # Without its line end alone, the line is whole.
-            assert journal.entries == {"s1": entry(2 if cut == 1 else 1)}
+            assert journal.memory.entries == {"s1": entry(2 if cut == 1 else 1)}
             put(journal, "s2", entry())
         assert bool(caplog.records) is (cut != 1)
         with opened(path) as journal:
-            assert set(journal.entries) == {"s1", "s2"}
+            assert set(journal.memory.entries) == {"s1", "s2"}
 
     @pytest.mark.parametrize("noise", [b"\0" * 100, b"\xff\xfe\n", b"{}\n", b'{"id":1}\n', b"\n\n"])
     def test_noise_is_passed_over(self, path: Path, noise: bytes) -> None:
@@ -105,7 +106,7 @@ class TestJournalFile:
             put(journal, "s1", entry())
         path.write_bytes(noise + b"\n" + path.read_bytes() + noise)
         with opened(path) as journal:
-            assert journal.entries == {"s1": entry()}
+            assert journal.memory.entries == {"s1": entry()}
 
     def test_a_bit_that_flipped_is_never_believed(self, path: Path) -> None:
         with opened(path) as journal:
@@ -118,7 +119,7 @@ class TestJournalFile:
             path.write_bytes(flipped)
             with opened(path) as journal:
                 written = {"s1": entry(reason="as it was"), "s2": entry(2)}
-                assert journal.entries.items() <= written.items(), at
+                assert journal.memory.entries.items() <= written.items(), at
 
     def test_a_folder_that_takes_nothing_is_told_in_a_sentence(self, tmp_path: Path) -> None:
         with pytest.raises(SetupFailed, match=r"journal can't be used: .*/gone/journal"):
@@ -133,15 +134,42 @@ class TestJournalFile:
             assert len(lines) < 20
             put(journal, "s2", entry())
         with opened(path) as journal:
-            assert set(journal.entries) == {"kept", "s1", "s2"}
-            assert journal.entries["s1"].generation == REWRITE_LINES + 9
+            assert set(journal.memory.entries) == {"kept", "s1", "s2"}
+            assert journal.memory.entries["s1"].generation == REWRITE_LINES + 9
+
+    def test_what_is_over_is_known_when_all_else_is_forgotten(self, path: Path) -> None:
+        with opened(path) as journal:
+            put(journal, "s1", entry(3))
+            for line in (Line(id="s1", over=3), Line(id="s1", over=2), Line(id="s2", over=1)):
+                assert journal.write([line]) == [None]
+            put(journal, "s2", entry(2))
+            put(journal, "s3", entry())
+            put(journal, "s3", None)
+        for _ in range(2):
+            # Once as it was written, and once as it was rewritten at the start.
+            with opened(path) as journal:
+                assert journal.memory.over == {"s1": 3, "s2": 1}
+                assert journal.memory.entries == {"s2": entry(2)}
+
+    def test_so_much_is_known_to_be_over_and_the_oldest_is_dropped(self, path: Path) -> None:
+        with opened(path) as journal:
+            lines = [Line(id=f"s{number}", over=1) for number in range(MOST_OVER)]
+            journal.write([*lines, Line(id="s0", over=2), Line(id="more", over=1)])
+            for number in range(REWRITE_LINES + 100):
+                put(journal, "s", entry(number))
+            assert len(path.read_bytes().splitlines()) < MOST_OVER + REWRITE_LINES
+        with opened(path) as journal:
+            over = journal.memory.over
+            assert len(over) == MOST_OVER
+            assert "s1" not in over
+            assert (over["s0"], over["s2"], over["more"]) == (2, 1, 1)
 
     def test_a_rewrite_that_was_cut_short_leaves_the_old_file(self, path: Path) -> None:
         with opened(path) as journal:
             put(journal, "s1", entry())
         path.with_name(f"{path.name}.new").write_bytes(b'{"id":"s9","en')
         with opened(path) as journal:
-            assert set(journal.entries) == {"s1"}
+            assert set(journal.memory.entries) == {"s1"}
         assert not path.with_name(f"{path.name}.new").exists()
 
     def test_lines_that_come_together_are_one_write(
@@ -154,7 +182,7 @@ class TestJournalFile:
             assert journal.write(lines) == [None] * 100
             assert len(synced) == 1
         with opened(path) as journal:
-            assert len(journal.entries) == 100
+            assert len(journal.memory.entries) == 100
 
     def test_what_does_not_fit_keeps_nothing_else_out(self, path: Path) -> None:
         with opened(path) as journal:
@@ -163,9 +191,9 @@ class TestJournalFile:
             with room_for(1000):
                 lines = [Line(id="s1", entry=entry()), long, Line(id="s0")]
                 assert journal.write(lines) == [None, "File too large", None]
-            assert journal.entries == {"s1": entry()}
+            assert journal.memory.entries == {"s1": entry()}
         with opened(path) as journal:
-            assert journal.entries == {"s1": entry()}
+            assert journal.memory.entries == {"s1": entry()}
 
     def test_after_a_failure_all_is_as_it_was_until_the_disk_takes_something(
         self, path: Path
@@ -178,19 +206,19 @@ class TestJournalFile:
             with room_for(LONGEST_BYTES - 1):
                 # It would do for what there is, and not for what may come.
                 journal.mend()
-                assert (journal.entries, journal.torn) == ({"s1": entry()}, True)
+                assert (journal.memory.entries, journal.torn) == ({"s1": entry()}, True)
             journal.mend()
             assert list(path.parent.iterdir()) == [path]
-            assert (journal.entries, journal.torn) == ({"s1": entry()}, False)
+            assert (journal.memory.entries, journal.torn) == ({"s1": entry()}, False)
             put(journal, "s2", entry())
         with opened(path) as journal:
-            assert journal.entries == {"s1": entry(), "s2": entry()}
+            assert journal.memory.entries == {"s1": entry(), "s2": entry()}
 
     def test_what_can_not_be_written_at_all_fails_alone(self, path: Path) -> None:
         with opened(path) as journal:
             broken = Line(id="s2", entry=entry(reason="\udcff"))
             first, second, third = journal.write([Line(id="s1", entry=entry()), broken, broken])
-            assert (first, journal.entries, journal.torn) == (None, {"s1": entry()}, False)
+            assert (first, journal.memory.entries, journal.torn) == (None, {"s1": entry()}, False)
             assert second == third
             assert second
 
@@ -242,7 +270,7 @@ class TestJournal:
             with opened(path.with_name("copy")) as copy:
                 copy._path.write_bytes(path.read_bytes())
             with opened(path.with_name("copy")) as copy:
-                assert copy.entries == journal.entries
+                assert copy.memory.entries == journal.entries
 
         self.run(path, scenario)
 
@@ -263,7 +291,7 @@ class TestJournal:
 
     def test_what_is_known_is_not_written_again(self, path: Path) -> None:
         async def scenario(journal: Journal, file: CountedFile, disk: Disk) -> None:
-            await journal.write("s1", None)
+            await journal.forget("s1")
             await journal.write("s1", entry())
             await journal.write("s1", entry())
             assert len(file.writes) == 1
@@ -275,10 +303,10 @@ class TestJournal:
             await journal.write("s1", entry())
             file.full = True
             with pytest.raises(Unavailable, match="can't be written: full"):
-                await journal.write("s1", None)
+                await journal.forget("s1")
             assert journal.entries == {"s1": entry()}
             file.full = False
-            await journal.write("s1", None)
+            await journal.forget("s1")
             assert journal.entries == {}
 
         self.run(path, scenario)
@@ -373,7 +401,7 @@ class TestJournal:
             disk.go_on()
             await asyncio.gather(first, second, closing)
             with opened(path) as again:
-                assert set(again.entries) == {"s1", "s2"}
+                assert set(again.memory.entries) == {"s1", "s2"}
 
         self.run(path, scenario)
 

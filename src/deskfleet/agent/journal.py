@@ -1,7 +1,8 @@
 """What an agent must still know after it was killed.
 
 An intent is on the disk before anything is started, so that a start which was cut short is told
-from a session that ended, and a generation that has had its end is never started again.
+from a session that ended, and a generation that has had its end is never started again: also where
+a store that was set back to a backup asks for it again.
 
 The disk may be slow, and the agent's one event loop must not wait for it: whatever is to be noted
 at one moment is written by a thread, with one sync. Laws: `entries` holds what is on the disk, and
@@ -12,7 +13,7 @@ asks the disk now and then whether it would take something again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeAlias, TypeVar
 
@@ -38,7 +39,7 @@ class Journal:
     """Serves one event loop. `off_loop` is a thread of the journal's own where it isn't given."""
 
     def __init__(self, file: JournalFile, off_loop: OffLoop | None = None) -> None:
-        self.entries: dict[str, Entry] = dict(file.entries)
+        self._memory = file.memory.copy()
         self._file = file
         self._thread = ThreadPoolExecutor(1, "journal")
         self._off_loop = off_loop or self._in_thread
@@ -48,16 +49,31 @@ class Journal:
         self._began = 0.0
         self._failure: Failure | None = None
 
-    async def write(self, session_id: str, entry: Entry | None) -> None:
-        """Remember an entry durably, or forget it where it is None.
+    @property
+    def entries(self) -> Mapping[str, Entry]:
+        return self._memory.entries
 
-        Two writes for one session are never under way at once. A cancellation comes only when the
+    def is_over(self, session_id: str, generation: int) -> bool:
+        """Tell whether a session that was forgotten had its end with this generation, or later."""
+        return 0 < generation <= self._memory.over.get(session_id, 0)
+
+    async def write(self, session_id: str, entry: Entry) -> None:
+        """Remember an entry durably.
+
+        Two changes for one session are never under way at once. A cancellation comes only when the
         outcome is known. Raises `Unavailable` where the disk fails; then everything is as before.
         """
-        if self.entries.get(session_id) == entry:
-            return
+        if self.entries.get(session_id) != entry:
+            await self._put(Line(id=session_id, entry=entry))
+
+    async def forget(self, session_id: str, *, over: int = 0) -> None:
+        """Forget an entry, durably as `write` does, but for the generation that is `over`."""
+        if session_id in self.entries or (over and not self.is_over(session_id, over)):
+            await self._put(Line(id=session_id, over=over))
+
+    async def _put(self, line: Line) -> None:
         answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((Line(id=session_id, entry=entry), answer))
+        self._waiting.append((line, answer))
         self._wake()
         await settled(answer)
 
@@ -115,7 +131,7 @@ class Journal:
 
     def _tell(self, line: Line, answer: asyncio.Future[None], failure: Failure | None) -> None:
         if failure is None:
-            line.put_into(self.entries)
+            self._memory.take(line)
             answer.set_result(None)
         else:
             self._failure = f"the journal of the agent can't be written: {failure}"

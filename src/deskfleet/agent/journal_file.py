@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 from zlib import crc32
@@ -28,6 +29,8 @@ Failure: TypeAlias = str
 """Why something could not be written."""
 
 REWRITE_LINES = 1000
+MOST_OVER = 5000
+"""So many sessions that nobody asks for any more are known to have had their end."""
 LONGEST_BYTES = 128 * 1024
 """Of a line: the permissions of a session are most of it."""
 
@@ -48,12 +51,35 @@ class Line(Frozen, frozen=True):
     id: str
     entry: Entry | None = None
     """None: the session is forgotten."""
+    over: int = 0
+    """Of a session that is forgotten: the last generation that has had its end, 0 for none."""
 
-    def put_into(self, entries: dict[str, Entry]) -> None:
-        if self.entry is None:
-            entries.pop(self.id, None)
-        else:
-            entries[self.id] = self.entry
+
+@dataclass(slots=True)
+class Memory:
+    """What is known of all sessions."""
+
+    entries: dict[str, Entry] = field(default_factory=dict)
+    over: dict[str, int] = field(default_factory=dict)
+    """The last generation that has had its end, of sessions that were forgotten; oldest first."""
+
+    def take(self, line: Line) -> None:
+        if line.entry is not None:
+            self.entries[line.id] = line.entry
+            return
+        self.entries.pop(line.id, None)
+        if line.over:
+            self.over[line.id] = max(line.over, self.over.pop(line.id, 0))
+            if len(self.over) > MOST_OVER:
+                del self.over[next(iter(self.over))]
+
+    def copy(self) -> Memory:
+        return Memory(dict(self.entries), dict(self.over))
+
+    def lines(self) -> list[Line]:
+        """Return what makes a memory like this one."""
+        over = [Line(id=id, over=generation) for id, generation in self.over.items()]
+        return over + [Line(id=id, entry=entry) for id, entry in self.entries.items()]
 
 
 class Summed(Frozen, frozen=True):
@@ -85,7 +111,7 @@ class JournalFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.entries: dict[str, Entry] = {}
+        self.memory = Memory()
         """What is on the disk."""
         self.torn = False
         """A write has failed, and none has succeeded since: how the file ends is not known."""
@@ -132,22 +158,25 @@ class JournalFile:
 
     def _attempt(self, lines: Sequence[Line]) -> Failure | None:
         """Write all lines or none; after a failure everything is as it was before."""
-        before = [Line(id=line.id, entry=self.entries.get(line.id)) for line in lines]
+        before = self.memory.copy()
         try:
             text = b"".join(map(_encode, lines))
             for line in lines:
-                line.put_into(self.entries)
-            if self.torn or self._lines > REWRITE_LINES + 4 * len(self.entries):
+                self.memory.take(line)
+            if self.torn or self._history() > REWRITE_LINES:
                 self._rewrite()
             else:
                 self._append(text)
                 self._lines += len(lines)
         except (OSError, UnicodeError) as error:
-            for line in before:
-                line.put_into(self.entries)
+            self.memory = before
             reason = error.strerror if isinstance(error, OSError) else None
             return reason or str(error)
         return None
+
+    def _history(self) -> int:
+        """Return how many lines tell nothing new, more or less, beyond some for each session."""
+        return self._lines - 4 * len(self.memory.entries) - len(self.memory.over)
 
     def _append(self, text: bytes) -> None:
         assert self._descriptor is not None
@@ -169,14 +198,14 @@ class JournalFile:
             except (msgspec.DecodeError, UnicodeDecodeError):
                 log.warning("journal.line-passed-over", extra={"line": number})
                 continue
-            line.put_into(self.entries)
+            self.memory.take(line)
 
     def _rewrite(self) -> None:
-        """Write all entries to a fresh file that takes the place of the old one."""
+        """Write all that is known to a fresh file that takes the place of the old one."""
         self.torn = True
         # Closed first: Windows replaces no file that is open.
         self.close()
-        lines = [Line(id=id, entry=entry) for id, entry in self.entries.items()]
+        lines = self.memory.lines()
         write_private(self._path, b"".join(map(_encode, lines)))
         self._descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | here.BINARY)
         self.torn = False

@@ -6,7 +6,7 @@ is about to do, does it, and notes what came of it; only then is decided what co
 isn't named in the desired set is left alone.
 
 Laws: a generation is begun at most once; a lower generation than one seen is not listened to; a
-session that has failed or ended stays so until the broker stops naming it. Nobody is told of an
+session that has failed or ended stays so, and is told while a broker names it. Nobody is told of an
 outcome that the journal doesn't hold. What it can't take is put off, for that session alone, and
 tried again; meanwhile the reason is told.
 """
@@ -310,9 +310,11 @@ class Loop:
         id = entry.spec.session_id
         if entry.phase is Phase.STARTING and running().get(id) == entry.generation:
             return self._note(entry.spec, Phase.RUNNING)
-        # What is over is told as long as a broker may want to hear it.
-        is_told = entry.phase in FINAL and self._desires is None
-        return None if is_told else self._forget(id)
+        if entry.phase is Phase.STARTING:
+            return self._forget(id)
+        # What is over is told as long as a broker may want to hear it. Of a session that deskfleet
+        # did not create, the next one may have the same name.
+        return None if self._desires is None else self._forget(id, over=entry.generation)
 
     def _take_on(self, desire: Desire, running: Generations) -> Step:
         spec = desire.spec
@@ -321,6 +323,9 @@ class Loop:
             return self._note(self._as_begun(spec), Phase.RUNNING)
         if desire.started:
             return self._note(spec, Phase.ENDED, "it is not there any more")
+        if self._journal.is_over(spec.session_id, spec.generation):
+            # The store was set back to a backup, say.
+            return self._note(spec, Phase.ENDED, "it has had its end here before")
         self._starts.add(spec.session_id)
         return self._start(spec, has_older=runs is not None)
 
@@ -378,8 +383,8 @@ class Loop:
         await self._journal.write(spec.session_id, entry)
         self._on_change()
 
-    async def _forget(self, id: str) -> None:
-        await self._journal.write(id, None)
+    async def _forget(self, id: str, *, over: int = 0) -> None:
+        await self._journal.forget(id, over=over)
         self._on_change()
 
 
