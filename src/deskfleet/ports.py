@@ -112,7 +112,8 @@ class SessionDriver(Protocol):
 
     Sessions outlive the driver: a new driver object on the same machine finds what an earlier
     one started. All methods are safe to call for several sessions at once; two calls for the
-    same session are never made at the same time.
+    same session are never made at the same time. What a driver is asked for, and what it tells,
+    is logged by who asks and is told.
     """
 
     name: str

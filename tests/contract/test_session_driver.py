@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -313,6 +314,23 @@ def test_a_session_that_ends_by_itself_is_told_once_and_leaves_nothing(house: Ho
         assert len(ends.told) == 1
 
     play(house, story)
+
+
+def test_what_begins_and_ends_is_logged_by_others(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def story(driver: SessionDriver, ends: Ends) -> None:
+        await driver.start(session_spec("s-1"))
+        await driver.start(session_spec("s-2"))
+        await driver.permit(session_spec("s-2"))
+        house.let_end(driver, "s-1")
+        await ends.first()
+        await driver.stop("s-2")
+
+    with caplog.at_level(logging.INFO, "deskfleet"):
+        play(house, story)
+    told = {record.getMessage() for record in caplog.records}
+    assert not told & {"session.started", "session.ended", "session.stopped", "session.permitted"}
 
 
 @pytest.mark.parametrize("after", [0.0, 0.01, 0.03])

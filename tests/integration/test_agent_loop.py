@@ -492,6 +492,29 @@ class TestEnding:
 
         run(tmp_path, scenario)
 
+    def test_each_beginning_and_end_is_logged_once(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async def scenario(stage: Stage) -> None:
+            stage.want(wish(), wish("s2"))
+            await stage.until(lambda: stage.phase("s2") is Phase.RUNNING)
+            stage.driver.end("s1", "logged out")
+            stage.driver.put("console", 0)
+            stage.driver.end("console", "logged out, too")
+            stage.want(wish(), wish("s2", stop=True))
+            await stage.until(lambda: stage.phase("s2") is Phase.ENDED)
+
+        with caplog.at_level(logging.INFO, "deskfleet"):
+            run(tmp_path, scenario)
+        told = sorted((one.getMessage(), one.__dict__["session_id"]) for one in caplog.records)
+        assert told == [
+            ("session.ended", "console"),
+            ("session.ended", "s1"),
+            ("session.started", "s1"),
+            ("session.started", "s2"),
+            ("session.stopped", "s2"),
+        ]
+
 
 class TestStrangers:
     def test_what_nobody_named_is_shown_and_left_alone(self, tmp_path: Path) -> None:

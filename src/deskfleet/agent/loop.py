@@ -271,8 +271,8 @@ class Loop:
             # The next agent finds out; the journal takes no more.
             return
         self._presence.forget(session_id)
+        log.info("session.ended", extra={"session_id": session_id, "reason": reason})
         if session_id in self._journal.entries or session_id in self._tasks:
-            log.info("session.ended", extra={"session_id": session_id, "reason": reason})
             self._ends[session_id] = reason
             self._converge(session_id)
         self._on_change()

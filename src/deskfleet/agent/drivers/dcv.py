@@ -120,7 +120,6 @@ class DcvDriver:
             if known is not None and not known.ready:
                 await self._undo(spec.session_id, self._proof_seconds)
             await self._start(spec)
-        log.info("session.started", extra={"session_id": spec.session_id})
 
     async def stop(self, session_id: str) -> None:
         with self._sessions.working_on(session_id):
@@ -131,7 +130,6 @@ class DcvDriver:
             refusal = await self._server.permit(spec.session_id, file)
         if refusal is not None:
             raise Unavailable(f"the DCV server does not take the permissions: {refusal}")
-        log.info("session.permitted", extra={"session_id": spec.session_id})
 
     async def screenshot(
         self, session_id: str, *, max_width: int, max_height: int, format: str

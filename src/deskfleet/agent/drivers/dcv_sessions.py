@@ -294,7 +294,6 @@ class DcvSessions:
     def _end(self, record: DcvRecord) -> None:
         id = record.session_id
         self.forget(id)
-        log.info("session.ended", extra={"session_id": id})
         # Later: whoever is told may ask for more of us.
         tell = partial(self.on_end, id, "the DCV server does not run it any more")
         asyncio.get_running_loop().call_soon(tell)

@@ -114,7 +114,6 @@ class SimulatedDriver:
     def end(self, session_id: str, reason: str) -> None:
         """Let a running session end as if by itself."""
         if self._forget(session_id):
-            log.info("session.ended", extra={"session_id": session_id, "reason": reason})
             self._on_end(session_id, reason)
 
     def fail_next_start(self, reason: str) -> None:

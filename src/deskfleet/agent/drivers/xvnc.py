@@ -149,7 +149,6 @@ class XvncDriver:
         finally:
             if not started:
                 await self._to_the_end(self._clear_attempt, key)
-        log.info("session.started", extra={"session_id": spec.session_id})
 
     async def stop(self, session_id: str) -> None:
         session = self._sessions.get(session_id)
@@ -323,7 +322,6 @@ class XvncDriver:
             log.error("session.residue", extra={"session_id": session_id})
             await asyncio.sleep(_RETRY_CLEARING_SECONDS)
         del self._sessions[session_id]
-        log.info("session.ended", extra={"session_id": session_id, "reason": reason})
         if not session.stopped:
             self._on_end(session_id, reason or "the session leader was killed")
 
