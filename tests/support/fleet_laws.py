@@ -372,6 +372,9 @@ def portrait(fleet: Fleet) -> dict[str, Any]:
             if seats.taken
         },
         "on_server": {id: set(ids) for id, ids in fleet._on_server.items()},
+        "of_server": {id: set(ids) for id, ids in fleet._of_server.items()},
+        "held": {id: set(ids) for id, ids in fleet.held.items()},
+        "unheld": set(fleet.unheld),
         "of_owner": {owner: set(ids) for owner, ids in fleet._of_owner.items()},
         "unlisted": set(fleet.unlisted),
         "tagged": {tag: set(ids) for tag, ids in fleet._tagged.items()},

@@ -73,6 +73,8 @@ class Tombstone:
     revision: Revision
     kind: str
     id: str
+    dropped: Record | None = None
+    """The record, where whoever tells of it knew it."""
 
     @property
     def key(self) -> tuple[str, str]:

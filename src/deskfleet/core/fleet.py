@@ -42,6 +42,8 @@ Place: TypeAlias = tuple[datetime, str]
 """An instant of a record, and its id: by that of its creation, which never changes, it stands in
 listings."""
 
+Tag: TypeAlias = tuple[str, str]
+
 TOGETHER = 1024
 """So many places are copied at once for who reads them one after the other."""
 
@@ -63,13 +65,19 @@ class Fleet:
         self._on_server: dict[str, dict[str, None]] = {}
         self._of_server: dict[str, dict[str, None]] = {}
         self._of_owner: dict[str, dict[str, None]] = {}
-        self._tagged: dict[tuple[str, str], dict[str, None]] = {}
+        self._tagged: dict[Tag, dict[str, None]] = {}
+        self._held: dict[str, dict[str, None]] = {}
+        self._unheld: dict[str, None] = {}
         self._unlisted: dict[str, None] = {}
         self._waiting: Ordered[Place] = Ordered()
         self._order: dict[str, Ordered[Place]] = {"session": Ordered(), "server": Ordered()}
         self._over: dict[str, Ordered[Place]] = {"session": Ordered(), "token-use": Ordered()}
         self.candidates.clear()
         self.views.clear()
+
+    def record(self, kind: str, id: str) -> Record | None:
+        stored = self._records[kind].get(id)
+        return None if stored is None else stored.record
 
     def get(self, kind: type[R], id: str) -> R | None:
         stored = self._records[KIND_OF[kind]].get(id)
@@ -110,6 +118,16 @@ class Fleet:
         return self._holders
 
     @property
+    def held(self) -> Mapping[str, Mapping[str, None]]:
+        """The servers whose links each broker holds."""
+        return self._held
+
+    @property
+    def unheld(self) -> AbstractSet[str]:
+        """The servers that are here, and whose links nobody holds."""
+        return self._unheld.keys()
+
+    @property
     def unlisted(self) -> AbstractSet[str]:
         """The servers that are here, and shown no longer."""
         return self._unlisted.keys()
@@ -143,6 +161,10 @@ class Fleet:
     def sessions_ever_on(self, server_id: str) -> Iterable[Session]:
         """Return the sessions that are, or were at their end, on a server."""
         return [self._session(id) for id in self._of_server.get(server_id, _NONE)]
+
+    def count_of(self, owner: str) -> int:
+        """Return how many sessions an owner has, those that have ended among them."""
+        return len(self._of_owner.get(owner, _NONE))
 
     def sessions_of(self, owner: str) -> Iterable[Session]:
         return [self._session(id) for id in self._of_owner.get(owner, _NONE)]
@@ -192,7 +214,7 @@ class Fleet:
         elif isinstance(either, Facts):
             self._reindex_facts(id, cast(Facts | None, old), cast(Facts | None, new))
         elif isinstance(either, Link):
-            self._reindex_link(id, cast(Link | None, new))
+            self._reindex_link(id, cast(Link | None, old), cast(Link | None, new))
         elif isinstance(either, TokenUse):
             self._reorder(self._over["token-use"], _end(old), _end(new))
 
@@ -221,6 +243,7 @@ class Fleet:
             self._unlisted.pop(id, None)
         else:
             self._unlisted[id] = None
+        self._reindex_unheld(id)
         self._show(id)
         if _takes_sessions(new) and not _takes_sessions(old):
             self.candidates.mark(id)
@@ -238,12 +261,21 @@ class Fleet:
             moved = old is not None and differ_in_load_only(old, new)
             self.candidates.mark(id, load_only=moved)
 
-    def _reindex_link(self, id: str, new: Link | None) -> None:
-        if new is None or not new.up:
+    def _reindex_link(self, id: str, old: Link | None, new: Link | None) -> None:
+        holder = _holder(new)
+        _move(self._held, id, _holder(old), holder)
+        if holder is None:
             self._holders.pop(id, None)
         else:
-            self._holders[id] = new.broker_id
+            self._holders[id] = holder
             self.candidates.mark(id)
+        self._reindex_unheld(id)
+
+    def _reindex_unheld(self, id: str) -> None:
+        if self.server(id) is None or id in self._holders:
+            self._unheld.pop(id, None)
+        else:
+            self._unheld[id] = None
 
     def _show(self, server_id: str) -> None:
         """Let placement see a server as it is now."""
@@ -293,6 +325,10 @@ def _owner(session: Session | None) -> str | None:
 
 def _server(session: Session | None) -> str | None:
     return None if session is None else session.server_id
+
+
+def _holder(link: Link | None) -> str | None:
+    return link.broker_id if link is not None and link.up else None
 
 
 def _end(record: Record | None) -> Place | None:

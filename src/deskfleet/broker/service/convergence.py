@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from deskfleet.broker.service.observing import (
     Fence,
     desires,
-    kept_id,
     open_link,
     take_facts,
     take_observed,
@@ -204,11 +203,6 @@ class AgentSession:
         return True
 
     # The desired set
-
-    def concerns(self, session_ids: set[str]) -> bool:
-        """Tell whether any of these sessions is, or was, on this server."""
-        seen = (kept_id(self._fleet, self.server_id, one.report) for one in self._observed)
-        return any(id in session_ids for id in (*seen, *(self._sent or ())))
 
     def look_again(self) -> None:
         self._dirty.set()

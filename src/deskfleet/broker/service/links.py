@@ -14,7 +14,7 @@ import random
 from deskfleet.broker.service.admission import Admission
 from deskfleet.broker.service.convergence import AgentSession, Convergence, Send
 from deskfleet.broker.service.replica import Entries
-from deskfleet.core.change import ChangeSet, Put, Tombstone
+from deskfleet.core.change import ChangeSet, Put, Stored
 from deskfleet.core.records import AgentClient, Link, Record, Report, Session
 from deskfleet.core.session import replace
 from deskfleet.errors import Forbidden, ProtocolError, Stale, StoreFailed, Unavailable
@@ -147,20 +147,16 @@ class Links:
 
     def _spread(self, entries: Entries) -> None:
         """Wake the links that a change concerns; end those that another broker has taken."""
-        gone = set()
         for entry in entries:
-            if not isinstance(entry, Tombstone):
+            if isinstance(entry, Stored):
                 self._tell(entry.record)
-            elif entry.kind == "session":
-                gone.add(entry.id)
-        if gone:
-            for held in self._held.values():
-                if held.concerns(gone):
-                    held.look_again()
+            elif isinstance(entry.dropped, Session):
+                self._tell(entry.dropped)
 
     def _tell(self, record: Record) -> None:
         if isinstance(record, Session):
-            for server_id in {record.server_id, *record.tried[-1:]}:
+            # It may still run where it was tried.
+            for server_id in {record.server_id, *record.tried}:
                 self._wake(server_id)
         elif isinstance(record, Report):
             self._wake(record.server_id)

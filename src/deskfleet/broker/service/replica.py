@@ -3,7 +3,8 @@
 `catch_up` before a decision or an answer: what was committed anywhere before the call is in the
 fleet after it. `commit` writes conditionally and takes the result in. Whoever needs to act on
 changes subscribes; listeners are called in the event loop, after the fleet has changed, and must
-not block. Retrying a lost race is the one job of `decide`.
+not block. A tombstone tells them what was dropped: the fleet can't say that any more. Retrying a
+lost race is the one job of `decide`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import asyncio
 import contextlib
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Protocol, TypeAlias, TypeVar
 
 from deskfleet.core.change import ABSENT, ChangeSet, Drop, Put, Stored, Tombstone
@@ -118,18 +120,27 @@ class Replica:
             # nothing may be answered from it.
             raise StoreFailed("the store has gone back in time; start this broker anew")
         fresh = {entry.key for entry in entries}
-        gone = [Tombstone(revision, *key) for key in self.fleet.all_keys() if key not in fresh]
+        gone = [
+            Tombstone(revision, *key, dropped=self.fleet.record(*key))
+            for key in self.fleet.all_keys()
+            if key not in fresh
+        ]
         self.fleet.clear()
         self._take(revision, [*entries, *gone])
 
     def _take(self, revision: Revision, entries: Entries) -> None:
-        news = [
-            entry for entry in entries if self.fleet.apply(entry) or isinstance(entry, Tombstone)
-        ]
+        news = []
+        for entry in entries:
+            told = self._with_dropped(entry) if isinstance(entry, Tombstone) else entry
+            if self.fleet.apply(entry) or isinstance(entry, Tombstone):
+                news.append(told)
         self.fleet.revision = max(self.fleet.revision, revision)
         if news:
             for listener in self._listeners:
                 listener(news)
+
+    def _with_dropped(self, entry: Tombstone) -> Tombstone:
+        return replace(entry, dropped=entry.dropped or self.fleet.record(*entry.key))
 
 
 def _entries(change_set: ChangeSet, revision: Revision) -> list[Stored | Tombstone]:

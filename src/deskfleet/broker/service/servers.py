@@ -10,7 +10,7 @@ from deskfleet.broker.service.liveness import Liveness
 from deskfleet.broker.service.placing import Placing
 from deskfleet.broker.service.replica import Replica
 from deskfleet.core.change import Change, ChangeSet, Put
-from deskfleet.core.fleet import Place
+from deskfleet.core.fleet import Place, place_of
 from deskfleet.core.records import Facts, Server
 from deskfleet.core.server import Seats, Unavailability, unavailability
 from deskfleet.core.session import replace
@@ -59,11 +59,17 @@ class Servers:
 
         The caller has caught up.
         """
-        wanted = set(ids)
-        for id in self._fleet.listed(Server, after):
-            server = self._fleet.server(id)
-            if server and self._fleet.facts(id) and (not wanted or id in wanted):
+        fleet = self._fleet
+        wanted = self._wanted(ids, after) if ids else fleet.listed(Server, after)
+        for id in wanted:
+            server = fleet.server(id)
+            if server is not None and fleet.facts(id) is not None:
                 yield server
+
+    def _wanted(self, ids: Collection[str], after: Place | None) -> Iterator[str]:
+        known = (server for id in set(ids) if (server := self._fleet.server(id)) is not None)
+        places = sorted(place_of(server) for server in known if server.listed)
+        return (id for at, id in places if after is None or (at, id) > after)
 
     def view(self, server: Server) -> ServerView:
         facts = self._fleet.facts(server.id)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Iterator, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -19,11 +18,12 @@ from deskfleet.broker.service.access import Access, Audience
 from deskfleet.broker.service.liveness import Liveness
 from deskfleet.broker.service.placing import Placing
 from deskfleet.broker.service.replica import Replica
+from deskfleet.broker.service.selection import Selection
 from deskfleet.broker.service.showing import Showing
 from deskfleet.core import permissions, platforms
 from deskfleet.core import session as rules
 from deskfleet.core.change import Change, ChangeSet, Drop, Put
-from deskfleet.core.fleet import Place, place_of
+from deskfleet.core.fleet import Place, Tag
 from deskfleet.core.placement import Refusal, parse_once
 from deskfleet.core.queue import Outcome
 from deskfleet.core.records import ApiClient, Facts, Report, Session, SessionRequest
@@ -118,40 +118,14 @@ class Sessions:
         self,
         ids: Collection[str],
         owners: Collection[str],
-        tags: Collection[tuple[str, str]],
+        tags: Collection[Tag],
         after: Place | None = None,
     ) -> Iterator[Place]:
-        """Find the places of the sessions that match all that is given, oldest first.
+        """Find the places of the sessions that fit all that is given, oldest first.
 
         The caller has caught up, and lets nothing happen until it has taken what it wants.
         """
-        until = self._ended_until()
-        if not ids and not owners and not tags:
-            places, over = self._fleet.places(Session, after), self._fleet.ended(Session, until)
-            return _without(places, frozenset(over)) if over else places
-        return (
-            place_of(session)
-            for session in self._candidates(ids, owners, after)
-            if not rules.is_over(session, until)
-            and all(session.request.owner == owner for owner in owners)
-            and all(self._has_tag(session, key, value) for key, value in tags)
-        )
-
-    def _candidates(
-        self, ids: Collection[str], owners: Collection[str], after: Place | None
-    ) -> Iterator[Session]:
-        if not ids and not owners:
-            return self._fleet.sessions_after(after)
-        if ids:
-            found = [session for id in set(ids) if (session := self._fleet.session(id))]
-        else:
-            found = list(self._fleet.sessions_of(next(iter(owners))))
-        later = (one for one in found if after is None or place_of(one) > after)
-        return iter(sorted(later, key=place_of))
-
-    def _has_tag(self, session: Session, key: str, value: str) -> bool:
-        facts = None if session.server_id is None else self._fleet.facts(session.server_id)
-        return facts is not None and facts.tags.get(key) == value
+        return Selection(self._fleet, ids, owners, tags).places(after, self._ended_until())
 
     async def delete(
         self, deletions: Sequence[Deletion], *, mine: str | None = None
@@ -272,10 +246,6 @@ class Sessions:
         # A foreign session looks like one that doesn't exist.
         session = self.find(session_id, mine)
         return session if session is not None and session.request.owner == owner else None
-
-
-def _without(places: Iterator[Place], ids: AbstractSet[str]) -> Iterator[Place]:
-    return (place for place in places if place[1] not in ids)
 
 
 def _check_platform(request: SessionRequest) -> Refusal | None:

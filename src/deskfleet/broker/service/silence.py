@@ -12,10 +12,10 @@ One server alone is no mass, also where it is the whole fleet.
 from __future__ import annotations
 
 from bisect import bisect_right
+from itertools import chain
 
 from deskfleet.broker.service.liveness import Liveness
 from deskfleet.broker.service.replica import Replica
-from deskfleet.core.records import Server
 from deskfleet.ports import Clock
 
 TOGETHER_SECONDS = 60.0
@@ -31,15 +31,15 @@ class Silence:
 
     def look(self) -> None:
         """Take notice of who is silent now."""
-        now = self._clock.monotonic()
-        servers = [
-            server.id
-            for server in self._fleet.each(Server)
-            if server.listed or self._fleet.seats(server.id).taken
-        ]
-        silent = [id for id in servers if not self._liveness.is_reachable(id)]
+        now, alive, held = self._clock.monotonic(), self._liveness.alive(), self._fleet.held
+        lost = chain.from_iterable(held[one] for one in held if one not in alive)
+        silent = filter(self._counts, chain(self._fleet.unheld, lost))
         self._since = {id: self._since.get(id, now) for id in silent}
-        self._reachable = len(servers) - len(silent)
+        self._reachable = sum(len(held[one]) for one in held if one in alive)
+
+    def _counts(self, server_id: str) -> bool:
+        server = self._fleet.server(server_id)
+        return server is not None and (server.listed or self._fleet.seats(server_id).taken > 0)
 
     def of_at_least(self, seconds: float) -> list[str]:
         """Return the servers that have been silent for so long."""
