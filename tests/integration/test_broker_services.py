@@ -21,7 +21,7 @@ from deskfleet.broker.service.screenshots import NO_PICTURE, NO_SUCH_SESSION, Wi
 from deskfleet.broker.service.servers import NOT_FOUND, Closing, Code
 from deskfleet.broker.service.sessions import NO_SUCH_SESSION as NO_SUCH_SESSION_TO_DELETE
 from deskfleet.broker.service.sessions import Deletion, PermissionsUpdate
-from deskfleet.broker.stores.group_commit import GroupCommit
+from deskfleet.broker.stores.group_commit import Changes, GroupCommit
 from deskfleet.broker.stores.memory import MemoryStore
 from deskfleet.core.change import ChangeSet, Check, Drop, Put
 from deskfleet.core.placement import Refusal
@@ -1437,6 +1437,45 @@ class TestReplica:
             assert replica.fleet.server("n3") is not None
             await one.close()
             await two.close()
+
+        asyncio.run(whole())
+
+    def test_an_answer_that_comes_late_brings_nothing_back(self) -> None:
+        class Late(GroupCommit):
+            """Keeps the first answer back until it is told."""
+
+            first: asyncio.Event | None = None
+
+            async def changes(self, since: Revision) -> Changes:
+                answer = await super().changes(since)
+                kept, self.first = self.first, None
+                if kept is not None:
+                    await kept.wait()
+                return answer
+
+            def glance(self) -> None:
+                """Say nothing: everybody has to ask."""
+
+        async def whole() -> None:
+            store = MemoryStore()
+            commits, other = Late(store), GroupCommit(store)
+            replica = Replica(commits)
+            await replica.load()
+            told: list[Any] = []
+            replica.subscribe(told.extend)
+            commits.first = late = asyncio.Event()
+            revision = await other.commit((Put(a_server("n1"), 0),))
+            early = asyncio.create_task(replica.catch_up())
+            await until(lambda: commits.first is None)
+            await other.commit((Drop("server", "n1", revision),))
+            await replica.catch_up()
+            seen = list(told)
+            late.set()
+            await early
+            assert replica.fleet.server("n1") is None
+            assert told == seen
+            await commits.close()
+            await other.close()
 
         asyncio.run(whole())
 

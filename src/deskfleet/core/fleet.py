@@ -1,7 +1,9 @@
 """All records of a fleet in memory, with the indexes that decisions and reads need.
 
 A fleet is a value of the store at one revision: `apply` is the only way it changes, and applying
-the same entry twice, or an older one late, changes nothing. It decides nothing.
+the same entry twice, or an older one while a newer one is here, changes nothing. What was dropped
+isn't remembered: that nothing older than its drop comes after it is up to the `Replica`. It decides
+nothing.
 
 Each kind's index takes in a change as a whole, from the old record to the new one: what stays as
 it was costs nothing, and what became better for placing is known exactly.

@@ -129,8 +129,11 @@ class Replica:
         self._take(revision, [*entries, *gone])
 
     def _take(self, revision: Revision, entries: Entries) -> None:
-        news = []
+        news, known = [], self.fleet.revision
         for entry in entries:
+            if entry.revision <= known:
+                # Of all that, the fleet has the newest already, and forgets what has been dropped.
+                continue
             told = self._with_dropped(entry) if isinstance(entry, Tombstone) else entry
             if self.fleet.apply(entry) or isinstance(entry, Tombstone):
                 news.append(told)
