@@ -1014,6 +1014,10 @@ class TestHousekeeping:
             house.clock.advance(1800)
             await house.sweep()
             assert list(house.servers.select(())) == []
+            assert stored(house.store, Facts) == [], "only that it is closed is still to be known"
+            revision = house.replica.fleet.revision
+            await house.sweep()
+            assert house.replica.fleet.revision == revision
             # One that begins anew knows it for one that isn't shown, and counts from there.
             house.clock.advance(1_000_000)
             await house.sweep()

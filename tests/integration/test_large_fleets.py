@@ -8,14 +8,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from deskfleet.broker.service.house import House
 from deskfleet.broker.service.selection import Selection
 from deskfleet.broker.service.silence import Silence
+from deskfleet.broker.web.api import Api, Defaults
 from deskfleet.core.change import Drop, Stored
-from deskfleet.core.records import Record, Session, TokenUse
+from deskfleet.core.records import Facts, Record, Session, TokenUse
 from support.builders import NOON, a_link, a_server, a_session, some_facts
 from support.counting import steps
 from support.house import PlayedAgent, TestHouse, a_house
@@ -140,3 +142,19 @@ def test_looking_who_is_silent() -> None:
         return steps(silence.look)
 
     assert ratio(measured) < ALIKE
+
+
+def test_no_answer_is_kept_of_a_server_that_is_gone() -> None:
+    async def whole() -> None:
+        async with a_house() as house:
+            api = Api(cast(House, house), Defaults(160, 100, "png", 50, 150))
+            for number in range(5):
+                facts = some_facts(f"n{number}")
+                await house.write(facts)
+                assert api._server(facts) is api._server(facts)
+                fleet = house.replica.fleet
+                drop = Drop("facts", facts.id, fleet.revision_of(Facts, facts.id))
+                await house.replica.commit((drop,))
+            assert not api._server_shapes
+
+    asyncio.run(whole())

@@ -172,15 +172,15 @@ class Housekeeping:
         server, expect = fleet.server(server_id), fleet.revision_of(Server, server_id)
         if server is None:
             return []
+        told, occupied = fleet.revision_of(Facts, server_id), fleet.seats(server_id).taken
         changes: list[Change] = []
-        if server.open and not fleet.seats(server_id).taken:
+        if told and not occupied:
+            changes.append(Drop("facts", server_id, told))
+        if server.open and not occupied:
             changes.append(Drop("server", server_id, expect))
-            told = fleet.revision_of(Facts, server_id)
-            if told:
-                changes.append(Drop("facts", server_id, told))
         elif server.listed:
             changes.append(Put(replace(server, listed=False), expect))
-        else:
+        if not changes:
             return []
         link = fleet.link(server_id)
         if link is None:

@@ -18,6 +18,7 @@ from starlette.responses import Response
 
 from deskfleet.broker.service.blocks import Blocks
 from deskfleet.broker.service.house import House
+from deskfleet.broker.service.replica import Entries
 from deskfleet.broker.service.screenshots import Wish
 from deskfleet.broker.service.servers import Closing
 from deskfleet.broker.service.sessions import Deletion, PermissionsUpdate, SessionView
@@ -27,7 +28,7 @@ from deskfleet.broker.web.limits import body_of
 from deskfleet.broker.web.rights import settled, settled_client
 from deskfleet.core.fleet import Place, place_of
 from deskfleet.core.placement import Refusal
-from deskfleet.core.records import Facts, Session
+from deskfleet.core.records import KIND_OF, Facts, Session
 from deskfleet.core.server import Availability
 from deskfleet.core.session import Seen, State, Substate, replace
 from deskfleet.errors import Invalid
@@ -55,6 +56,7 @@ class Api:
         self._house = house
         self._defaults = defaults
         self._server_shapes: dict[str, tuple[Facts, shapes.Server]] = {}
+        house.replica.subscribe(self._forget_changed)
         rows = house.sessions.showing(lambda view: rendering.row(self._session(view)))
         self._rows = Blocks(rows, rendering.join)
 
@@ -299,6 +301,11 @@ class Api:
             server=None if view.facts is None else self._server(view.facts),
             user=user,
         )
+
+    def _forget_changed(self, entries: Entries) -> None:
+        for entry in entries:
+            if entry.key[0] == KIND_OF[Facts]:
+                self._server_shapes.pop(entry.key[1], None)
 
     def _server(self, facts: Facts) -> shapes.Server:
         known = self._server_shapes.get(facts.id)
