@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from deskfleet.broker.service import housekeeping
+from deskfleet.broker.service import housekeeping, placing
 from deskfleet.broker.service.access import Audience
 from deskfleet.broker.service.replica import Replica
 from deskfleet.broker.service.screenshots import NO_PICTURE, NO_SUCH_SESSION, Wish
@@ -338,7 +338,8 @@ class UnsteadyStore(MemoryStore):
 
     def __init__(self) -> None:
         super().__init__()
-        self.failures: list[Exception] = []
+        self.failures: list[Exception | None] = []
+        """Of the next commits, one after the other; None lets one through."""
         self.armed_for: type[object] = Session
 
     def commit(self, change_sets: Sequence[ChangeSet]) -> Sequence[Revision | Lost]:
@@ -347,8 +348,9 @@ class UnsteadyStore(MemoryStore):
             for one in change_sets
             for change in one
         )
-        if about and self.failures:
-            raise self.failures.pop(0)
+        failure = self.failures.pop(0) if about and self.failures else None
+        if failure is not None:
+            raise failure
         return super().commit(change_sets)
 
 
@@ -377,6 +379,45 @@ class TestWhenTheStoreFails:
             with pytest.raises(Unavailable):
                 await create(house)
             assert len(await create(house)) == 1
+
+        run(scenario, store=store)
+
+    def test_what_was_written_of_a_batch_is_answered_whatever_became_of_the_rest(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(placing, "BATCH", 2)
+        store = UnsteadyStore()
+
+        async def scenario(house: TestHouse) -> None:
+            await PlayedAgent(house, "n1").connect()
+            wishes = [a_request(name=f"desk {number}") for number in range(6)]
+            store.failures = [None, Unavailable("the store is busy; try again"), None]
+            outcomes = await house.sessions.create(wishes)
+            names = {
+                session.id: session.request.name for session in house.replica.fleet.each(Session)
+            }
+            granted = [one for one in outcomes if isinstance(one, Session)]
+            assert {one.id for one in granted} == set(names)
+            assert sorted(names.values()) == ["desk 0", "desk 1", "desk 4", "desk 5"]
+            busy = Refusal("Not now: the store is busy; try again.")
+            assert outcomes[2:4] == [busy, busy]
+            # Where nothing was written, all of it may be asked for again.
+            store.failures = [Unavailable("busy")] * 3
+            with pytest.raises(Unavailable):
+                await house.sessions.create([*wishes, a_request(requirements="tag:no = 'x'")])
+            assert house.replica.fleet.count(Session) == 4
+            store.failures = [None, StoreFailed("disk full")]
+            outcomes = await house.sessions.create(wishes)
+            reasons = [one.reason for one in outcomes if isinstance(one, Refusal)]
+            unknown = "The store can't be reached: whether the session was created isn't known."
+            assert reasons == [
+                unknown,
+                unknown,
+                *["Not now: this broker is ending; try again."] * 2,
+            ]
+            assert house.replica.fleet.count(Session) == 6
+            with pytest.raises(StoreFailed):
+                await house.placer
 
         run(scenario, store=store)
 

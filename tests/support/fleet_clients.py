@@ -13,12 +13,13 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
+from deskfleet.broker.service.placing import ENDING
 from deskfleet.broker.service.servers import Closing, Failure
 from deskfleet.broker.service.sessions import Deletion, PermissionsUpdate
 from deskfleet.core.placement import Refusal
 from deskfleet.core.queue import Outcome
 from deskfleet.core.records import Session, SessionRequest
-from deskfleet.core.session import Stage, State, stage
+from deskfleet.core.session import Stage, State, replace, stage
 from deskfleet.errors import StoreFailed, Unavailable
 from support.fake_brokers import BrokerNode
 from support.fleet_world import World
@@ -34,13 +35,27 @@ class Clients:
         self._turned: Counter[str] = Counter()
         """All such calls."""
         self._updates = 0
+        self._batches = 0
         self.created: dict[str, None] = {}
         """What some client was told to have been created."""
         self.calls = 0
         self.answers = 0
 
     def create(self, node: BrokerNode, requests: Sequence[SessionRequest]) -> None:
-        self._call(node, node.sessions.create(requests), self._created)
+        self._batches += 1
+        name = f"batch {self._batches}"
+        named = [replace(request, name=name) for request in requests]
+        task = self._call(node, node.sessions.create(named), self._created)
+        task.add_done_callback(lambda done: self._refused(name, done))
+
+    def _refused(self, name: str, task: asyncio.Task[Any]) -> None:
+        """Check that nothing was written of a batch that has to be asked for again."""
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, Unavailable) and str(error) != ENDING:
+            there = [
+                one.id for one in self._auditor.truth.each(Session) if one.request.name == name
+            ]
+            self._must(not there, f"{there} are there, and their client was told to come again")
 
     def _created(self, outcomes: list[Outcome]) -> None:
         for outcome in outcomes:

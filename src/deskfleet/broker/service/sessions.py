@@ -28,7 +28,15 @@ from deskfleet.core.placement import Refusal, parse_once
 from deskfleet.core.queue import Outcome
 from deskfleet.core.records import ApiClient, Facts, Report, Session, SessionRequest
 from deskfleet.core.session import Seen, Stage, State
-from deskfleet.errors import Conflict, Forbidden, Missing, PermissionsInvalid, RequirementsInvalid
+from deskfleet.errors import (
+    Conflict,
+    Forbidden,
+    Missing,
+    PermissionsInvalid,
+    RequirementsInvalid,
+    StoreFailed,
+    Unavailable,
+)
 from deskfleet.ports import Clock
 
 T = TypeVar("T")
@@ -86,8 +94,16 @@ class Sessions:
     async def create(
         self, requests: Sequence[SessionRequest], *, mine: str | None = None
     ) -> list[Outcome]:
-        """Create sessions; the outcomes stand in the order of the requests."""
-        return list(await asyncio.gather(*(self._create(request, mine) for request in requests)))
+        """Create sessions; the outcomes stand in the order of the requests.
+
+        What can't be written now is refused alone where others are written: those are there, and
+        their client must know of them. Raises `Unavailable`, or `StoreFailed`, where none is.
+        """
+        outcomes = await asyncio.gather(
+            *(self._create(request, mine) for request in requests), return_exceptions=True
+        )
+        is_written = any(isinstance(one, Session) for one in outcomes)
+        return [_refused(one, others_are_written=is_written) for one in outcomes]
 
     async def _create(self, request: SessionRequest, mine: str | None) -> Outcome:
         if mine is not None and request.owner != mine:
@@ -246,6 +262,17 @@ class Sessions:
         # A foreign session looks like one that doesn't exist.
         session = self.find(session_id, mine)
         return session if session is not None and session.request.owner == owner else None
+
+
+def _refused(outcome: Outcome | BaseException, *, others_are_written: bool) -> Outcome:
+    """Return an outcome for the answer; raise what went wrong where nothing was written."""
+    if not isinstance(outcome, BaseException):
+        return outcome
+    if not others_are_written or not isinstance(outcome, Unavailable | StoreFailed):
+        raise outcome
+    if isinstance(outcome, StoreFailed):
+        return Refusal("The store can't be reached: whether the session was created isn't known.")
+    return Refusal(f"Not now: {outcome.message}.")
 
 
 def _check_platform(request: SessionRequest) -> Refusal | None:
