@@ -65,7 +65,7 @@ class SessionRequest(Frozen, frozen=True):
     autorun_file: str | None = None
     autorun_file_arguments: tuple[str, ...] = ()
     permissions_file: str | None = None
-    """As the client sent it: the base64 of a permissions file, or a path (see permissions.py)."""
+    """As the client sent it: the base64 of a permissions file (see permissions.py)."""
     requirements: str | None = None
     enqueue: bool = False
     disable_retry: bool = False

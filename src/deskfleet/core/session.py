@@ -5,7 +5,7 @@ was decided. `Report` is its server's: what the agent said last. The state that 
 computed from both and from that server's silence, so a silent server makes a session UNKNOWN
 without anyone writing it, and a late report can't undo a delete.
 
-Rules: every change of our half goes through `advance`; the table is the whole truth; a report
+Rules: every step of our half goes through `_advance`, and the table is the whole truth; a report
 of another generation, or of another server, is not about this session. Nothing leaves ENDED.
 
 A session that deskfleet did not create is the exception to much: its id is chosen by its server,

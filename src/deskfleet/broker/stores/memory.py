@@ -1,8 +1,8 @@
 """A store that lasts as long as its process.
 
 Owns its rows and nothing else. It keeps the laws of the real stores (one suite checks them all),
-encodes and decodes as they do, and ships: a broker for demonstrations runs on it, and several
-brokers of one process may share one.
+encodes and decodes as they do, and ships with them: a broker is given it by whoever composes one
+(`main.running`), and several brokers of one process may share it. No setting chooses it.
 
 Laws: safe to call from any thread. Closing it forgets nothing, for another broker may hold it.
 Must not be used where an answer has to survive the process.
