@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import ssl
 import subprocess
-import threading
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ from deskfleet.gateway_certificates import demand_certificate
 from deskfleet.keystores import show_file, trusted
 from deskfleet.tls import Shown
 from support.original_files import Brought
+from support.showing import shown_certificate
 
 PASSWORD = "s3cret \u00e4"
 
@@ -31,25 +30,6 @@ def write(path: Path, content: bytes, mode: int = 0o600) -> Path:
     return path
 
 
-def shown(context: ssl.SSLContext) -> bytes | None:
-    """Return the certificate that a listener with this context shows, as DER."""
-    here, there = socket.socketpair()
-    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    client.check_hostname = False
-    client.verify_mode = ssl.CERT_NONE
-
-    def serve() -> None:
-        with context.wrap_socket(there, server_side=True):
-            pass
-
-    thread = threading.Thread(target=serve)
-    thread.start()
-    with client.wrap_socket(here) as wrapped:
-        certificate = wrapped.getpeercert(binary_form=True)
-    thread.join()
-    return certificate
-
-
 def listener_context(file: Path, key: Path | None, password: str) -> ssl.SSLContext:
     shown = Shown(lambda: (file, file))
     return shown.context(lambda context: show_file(context, file, key, password))
@@ -59,7 +39,7 @@ class TestListener:
     def test_pkcs12(self, brought: Brought, tmp_path: Path) -> None:
         file = write(tmp_path / "x.jks", brought.pkcs12(PASSWORD), 0o644)
         context = listener_context(file, None, PASSWORD)
-        assert shown(context) == ssl.PEM_cert_to_DER_cert(brought.pem().decode())
+        assert shown_certificate(context) == brought.pem().decode()
         assert context.minimum_version is ssl.TLSVersion.TLSv1_2
 
     def test_pkcs12_leaves_no_file_behind(
@@ -77,9 +57,11 @@ class TestListener:
         certificate = write(tmp_path / "c.pem", brought.pem(), 0o644)
         key = write(tmp_path / "k.pem", brought.key_pem(password), 0o640)
         both = write(tmp_path / "b.pem", brought.pem() + brought.key_pem(password))
-        wanted = ssl.PEM_cert_to_DER_cert(brought.pem().decode())
-        assert shown(listener_context(certificate, key, password)) == wanted
-        assert shown(listener_context(both, None, password)) == wanted
+        for context in (
+            listener_context(certificate, key, password),
+            listener_context(both, None, password),
+        ):
+            assert shown_certificate(context) == brought.pem().decode()
 
     @pytest.mark.skipif(shutil.which("openssl") is None, reason="there is no openssl here")
     def test_what_openssl_makes(self, brought: Brought, tmp_path: Path) -> None:
@@ -90,7 +72,7 @@ class TestListener:
             check=True,
             capture_output=True,
         )
-        assert shown(listener_context(file, None, "x")) is not None
+        assert shown_certificate(listener_context(file, None, "x")) == brought.pem().decode()
 
     @pytest.mark.parametrize("password", ["", "hunter2"])
     def test_a_wrong_password(self, password: str, brought: Brought, tmp_path: Path) -> None:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
-import ssl
-import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -20,6 +17,7 @@ from deskfleet.certificates import (
 )
 from deskfleet.errors import SetupFailed
 from deskfleet.tls import Pair, Shown, show
+from support.showing import shown_certificate
 
 
 class Machine:
@@ -44,26 +42,6 @@ def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
 
 
-def seen(context: ssl.SSLContext) -> str:
-    """Return the certificate that a client is shown, as PEM."""
-    here, there = socket.socketpair()
-    client = ssl.create_default_context()
-    client.check_hostname = False
-    client.verify_mode = ssl.CERT_NONE
-
-    def serve() -> None:
-        with context.wrap_socket(there, server_side=True):
-            pass
-
-    thread = threading.Thread(target=serve)
-    thread.start()
-    with client.wrap_socket(here) as wrapped:
-        certificate = wrapped.getpeercert(binary_form=True)
-    thread.join()
-    assert certificate is not None
-    return ssl.DER_cert_to_PEM_cert(certificate)
-
-
 def on_disk(pair: Pair) -> str:
     return pair[0].read_text()
 
@@ -73,21 +51,21 @@ def test_a_certificate_that_grows_old_is_issued_anew_and_shown(machine: Machine)
     contexts = [shown.context(), shown.context()]
     first = on_disk(machine.pair())
     asyncio.run(shown.look())
-    assert [seen(one) for one in contexts] == [first, first]
+    assert [shown_certificate(one) for one in contexts] == [first, first]
     machine.instant += CERTIFICATE_LIFE * 2 / 3 + timedelta(days=2)
     asyncio.run(shown.look())
     second = on_disk(machine.pair())
     assert second != first
-    assert [seen(one) for one in contexts] == [second, second]
+    assert [shown_certificate(one) for one in contexts] == [second, second]
 
 
 def test_a_new_name_of_the_machine_is_shown(machine: Machine) -> None:
     shown = Shown(machine.pair)
     context = shown.context()
-    first = seen(context)
+    first = shown_certificate(context)
     machine.names.add("desk2")
     asyncio.run(shown.look())
-    assert seen(context) == on_disk(machine.pair()) != first
+    assert shown_certificate(context) == on_disk(machine.pair()) != first
 
 
 def test_one_that_can_not_be_used_does_not_take_the_place_of_one_that_can(
@@ -99,7 +77,7 @@ def test_one_that_can_not_be_used_does_not_take_the_place_of_one_that_can(
         path.chmod(0o600)
     shown = Shown(machine.pair)
     context = shown.context(lambda listener: show(listener, *brought))
-    first = seen(context)
+    first = shown_certificate(context)
     machine.names.add("desk2")
     # The new certificate is there, and its key is not yet.
     other = Machine(tmp_path / "other")
@@ -107,10 +85,10 @@ def test_one_that_can_not_be_used_does_not_take_the_place_of_one_that_can(
     with caplog.at_level(logging.ERROR):
         asyncio.run(shown.look())
     assert [one.message for one in caplog.records] == ["certificate.not-renewed"]
-    assert seen(context) == first
+    assert shown_certificate(context) == first
     brought[1].write_bytes(other.pair()[1].read_bytes())
     asyncio.run(shown.look())
-    assert seen(context) == on_disk(other.pair())
+    assert shown_certificate(context) == on_disk(other.pair())
 
 
 def test_what_can_not_be_shown_at_the_start_is_told(machine: Machine, tmp_path: Path) -> None:
