@@ -21,8 +21,8 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.fixture
-def logging_as_before() -> Iterator[None]:
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
     """Take back what a program does to the loggers of its process when it starts."""
     root = logging.getLogger()
     named = [one for one in root.manager.loggerDict.values() if isinstance(one, logging.Logger)]

@@ -132,7 +132,6 @@ class TestBroker:
         assert (notes["client_port"]["line"], notes["client_port"]["verdict"]) == (1, "used")
         assert notes["client_prot"]["text"] == "it is not a setting; did you mean client_port?"
 
-    @pytest.mark.usefixtures("logging_as_before")
     @pytest.mark.parametrize(
         ("text", "key", "why"),
         [
@@ -271,7 +270,6 @@ class TestAgent:
         assert "No such file" in notes["agent.ca_file"]["text"]
         assert notes["log.rotat"]["text"] == "did you mean log.rotate?"
 
-    @pytest.mark.usefixtures("logging_as_before")
     @pytest.mark.parametrize(
         ("text", "key", "why"),
         [

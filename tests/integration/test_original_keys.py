@@ -179,10 +179,6 @@ def test_an_agent_is_given_what_its_file_says(
 class TestLogs:
     """`log.rotation`, `log.max-file-size` and `log.rotate`, from the file to the disk."""
 
-    @pytest.fixture(autouse=True)
-    def loggers(self, logging_as_before: None) -> None:
-        """Leave the loggers as they were."""
-
     def said(self, folder: Path, lines: str) -> None:
         text = (
             f"version = '0.1'\n[agent]\nbroker_host = 'a'\n[log]\ndirectory = '{folder}'\n{lines}"

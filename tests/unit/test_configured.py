@@ -12,8 +12,6 @@ from deskfleet.errors import SetupFailed
 from deskfleet.settings import AgentSettings, BrokerSettings
 from support.original_files import write
 
-pytestmark = pytest.mark.usefixtures("logging_as_before")
-
 
 def told(folder: Path, name: str) -> list[tuple[str, str, str, int | None]]:
     lines = [json.loads(line) for line in (folder / name).read_text().splitlines()]

@@ -230,7 +230,6 @@ def records(folder: Path) -> list[str]:
     return [line for text in contents(folder).values() for line in text.splitlines()]
 
 
-@pytest.mark.usefixtures("logging_as_before")
 def test_several_threads_through_a_handler(log_file: Opened, path: Path) -> None:
     logging.getLogger().handlers[:] = []
     configure_logging("info", log_file(max_bytes=2000, keep=9999), json=True)
@@ -290,7 +289,6 @@ def test_records_hold_what_no_file_can(log_file: Opened, path: Path) -> None:
     assert path.read_text() == "a\\ud800b\u00e4\n"
 
 
-@pytest.mark.usefixtures("logging_as_before")
 def test_a_plain_stream_still_does() -> None:
     stream = io.StringIO()
     configure_logging("info", stream, json=True)

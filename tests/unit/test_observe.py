@@ -29,8 +29,6 @@ from deskfleet.observe import (
 JWT = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJib2IifQ.c2lnbmF0dXJlLXNpZ25hdHVyZQ"
 log = logging.getLogger("deskfleet.tests")
 
-pytestmark = pytest.mark.usefixtures("logging_as_before")
-
 
 def configured(*, as_json: bool = True, level: str = "debug") -> io.StringIO:
     """Configure as a program does; the handlers of pytest, which fail their callers, are gone."""
