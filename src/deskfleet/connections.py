@@ -9,6 +9,7 @@ out whether somebody is still there.
 from __future__ import annotations
 
 import asyncio
+import json
 from enum import Enum, auto
 from typing import TYPE_CHECKING, cast
 
@@ -24,8 +25,7 @@ MAX_HEAD_BYTES = 256 * 1024
 """Of all of a request but its body: head, trailers, sizes of chunks. Counted in whole reads, which
 may hold more than that."""
 HEAD_SECONDS = 10.0
-BODY_SECONDS = 35.0
-"""A little more than the doors give a body, so that they can still say what is wrong."""
+BODY_SECONDS = 30.0
 IDLE_SECONDS = 30.0
 STALLED_SECONDS = 30.0
 """For a peer to take what fits into no buffer any more."""
@@ -146,7 +146,24 @@ class Http(HttpToolsProtocol):
             self._timer = None
         seconds = _limit(self._stretch)
         if seconds is not None and not self.transport.is_closing():
-            self._timer = self.loop.call_later(seconds, self.transport.close)
+            late = self._refuse_late if self._stretch is _Stretch.BODY else self.transport.close
+            self._timer = self.loop.call_later(seconds, late)
+
+    def _refuse_late(self) -> None:
+        """Say what is wrong to who withholds a body, unless the answer has begun already."""
+        if self.cycle is not None and self.cycle.response_started:
+            self.transport.close()
+        else:
+            self.send_400_response(f"The body did not arrive within {BODY_SECONDS:g} s.")
+
+    def send_400_response(self, msg: str) -> None:
+        """Say no as the doors do, and hang up."""
+        body = json.dumps({"error": msg}).encode()
+        self.transport.write(
+            b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\n"
+            b"content-length: %d\r\nconnection: close\r\n\r\n%b" % (len(body), body)
+        )
+        self.transport.close()
 
 
 def _names_this_machine(headers: list[tuple[bytes, bytes]]) -> bool:

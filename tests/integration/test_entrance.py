@@ -17,8 +17,8 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from deskfleet import connections
 from deskfleet.agent.broker_door import BrokerDoor
-from deskfleet.agent.desktop import entrance as desktop_entrance
 from deskfleet.agent.desktop import groups as desktop_groups
 from deskfleet.agent.desktop.admission import cookie_name
 from deskfleet.agent.desktop.attendance import Close
@@ -284,7 +284,7 @@ def test_a_swap_that_never_arrives_is_refused(
             reader, writer = await asyncio.open_connection("localhost", at.port, ssl=at.trust())
             writer.write(head)
             assert (await reader.readline()).startswith(b"HTTP/1.1 400 ")
-            monkeypatch.setattr(desktop_entrance, "BODY_SECONDS", 30)
+            monkeypatch.setattr(connections, "BODY_SECONDS", 30)
             writer.transport.abort()
             _, writer = await asyncio.open_connection("localhost", at.port, ssl=at.trust())
             writer.write(head)
@@ -292,7 +292,7 @@ def test_a_swap_that_never_arrives_is_refused(
             writer.transport.abort()
             await until(lambda: at.gate.taken == 0, "its end")
 
-    monkeypatch.setattr(desktop_entrance, "BODY_SECONDS", 0.1)
+    monkeypatch.setattr(connections, "BODY_SECONDS", 0.1)
     run(main())
     assert not [one for one in caplog.records if one.levelno >= logging.WARNING and one.exc_info]
 

@@ -152,7 +152,9 @@ def test_a_body_has_its_time(
     monkeypatch.setattr(connections, "BODY_SECONDS", SHORT)
 
     async def story(door: Door) -> None:
-        assert await door.say(beginning % b"/read") == b""
+        answer = await door.say(beginning % b"/read")
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert answer.endswith(b'{"error": "The body did not arrive within 0.2 s."}')
         await until(lambda: door.app.cut == 1, "the application to be told")
         # Whether the application reads it or not.
         answer = await door.say(beginning % b"/ignore")

@@ -47,7 +47,6 @@ log = logging.getLogger(__name__)
 
 _BUNDLE = Path(__file__).parent / "page" / "bundle"
 _MOST_BODY_BYTES = 16 * 1024
-BODY_SECONDS = 30.0
 MAX_MESSAGE_BYTES = 1024 * 1024
 """Of one WebSocket message; the listener holds browsers to it."""
 _CLOSE_SECONDS = 2.0
@@ -270,13 +269,12 @@ class _Entrance:
             return _BAD_REQUEST
         body = bytearray()
         try:
-            async with asyncio.timeout(BODY_SECONDS):
-                async for part in request.stream():
-                    body += part
-                    if len(body) > _MOST_BODY_BYTES:
-                        return _BAD_REQUEST
+            async for part in request.stream():
+                body += part
+                if len(body) > _MOST_BODY_BYTES:
+                    return _BAD_REQUEST
             return msgspec.json.decode(body, type=ConnectRequest)
-        except (TimeoutError, ClientDisconnect, msgspec.MsgspecError):
+        except (ClientDisconnect, msgspec.MsgspecError):
             return _BAD_REQUEST
 
     async def _verify(

@@ -52,7 +52,7 @@ class Blocks(Generic[T]):
         block = self._kept.get(first)
         if block is None or block.places != places:
             ids = [id for _, id in places]
-            joined = self._join(self._showing.of(ids))
+            joined = self._join(self._showing.kept(ids))
             if len(places) < self._together or not self._showing.is_sure():
                 return joined
             block = _Block(places, joined)

@@ -35,6 +35,10 @@ class Showing(Generic[T]):
     def of(self, session_ids: Iterable[str]) -> list[T]:
         """Return what is made of each of these sessions of the fleet as caught up."""
         self.refresh()
+        return self.kept(session_ids)
+
+    def kept(self, session_ids: Iterable[str]) -> list[T]:
+        """Do the same in a look that has begun already (`refresh`)."""
         known = self._kept.get
         return [known(id) or self._remake(id) for id in session_ids]
 

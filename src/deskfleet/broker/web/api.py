@@ -317,10 +317,7 @@ class Api:
 
     @staticmethod
     def _answer(answer: shapes.Answer) -> Response:
-        # Tokens and pictures are nobody's to keep, and what a fleet is like grows old at once.
-        return Response(
-            rendering.encode(answer), headers=rendering.NO_STORE, media_type="application/json"
-        )
+        return rendering.Answered(answer)
 
 
 def _known_to(mine: str | None, facts: Facts) -> Facts:

@@ -13,12 +13,14 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import msgspec
+from starlette.responses import Response
 
 from deskfleet.broker.web import shapes
 from deskfleet.core import records
 from deskfleet.ports import Picture
 
 NO_STORE = {"Cache-Control": "no-store"}
+_JSON_HEADERS = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
 """For answers that hold a secret."""
 
 _encoder = msgspec.json.Encoder()
@@ -43,6 +45,17 @@ def join(rows: list[msgspec.Raw]) -> msgspec.Raw:
 
 def encode(answer: shapes.Answer) -> bytes:
     return _encoder.encode(answer)
+
+
+class Answered(Response):
+    """An answer of the API, for nobody to keep: tokens and pictures are in some, and what a fleet
+    is like grows old at once."""
+
+    def __init__(self, answer: shapes.Answer) -> None:
+        # Starlette would put the same headers together anew each time.
+        self.status_code, self.background = 200, None
+        self.body = encode(answer)
+        self.raw_headers = [*_JSON_HEADERS, (b"content-length", b"%d" % len(self.body))]
 
 
 def instant(at: datetime) -> str:
