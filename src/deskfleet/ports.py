@@ -61,6 +61,8 @@ class SessionSpec(Frozen, frozen=True):
     session_id: str
     generation: int
     request: SessionRequest
+    created_at: Instant | None = None
+    """When its client asked for it."""
 
 
 class Running(Frozen, frozen=True):

@@ -23,7 +23,16 @@ from deskfleet.wire.messages import (
     decode_from_agent,
     encode,
 )
-from support.builders import NOON, a_fleet, a_link, a_report, a_server, a_session, some_facts
+from support.builders import (
+    NOON,
+    a_fleet,
+    a_link,
+    a_report,
+    a_server,
+    a_session,
+    a_spec,
+    some_facts,
+)
 from support.fuzzing import Target
 from support.house import running
 
@@ -66,7 +75,7 @@ def _messages() -> list[FromAgent]:
     report = a_report(PLACED)
     foreign = Report(id="console", server_id=ME, generation=0, phase=Phase.RUNNING)
     observed = (
-        Observed(report=report, running=running("s1", generation=1), request=PLACED.request),
+        Observed(report=report, running=running("s1", generation=1), spec=a_spec(PLACED)),
         Observed(report=foreign, running=running("console", owner="ann", created_at=NOON)),
         Observed(report=replace(foreign, id="s3"), running=running("s3")),
         Observed(report=replace(foreign, id="s3@n1"), running=running("s3@n1")),

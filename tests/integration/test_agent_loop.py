@@ -546,8 +546,8 @@ class TestStrangers:
         run(tmp_path, scenario)
 
     def test_what_was_asked_for_is_told_of_ours_that_are_not_named(self, tmp_path: Path) -> None:
-        def told(stage: Stage) -> dict[str, SessionRequest | None]:
-            return {one.report.id: one.request for one in stage.loop.observed()}
+        def told(stage: Stage) -> dict[str, SessionSpec | None]:
+            return {one.report.id: one.spec for one in stage.loop.observed()}
 
         async def scenario(stage: Stage) -> None:
             stage.driver.put("console", 0)
@@ -556,12 +556,12 @@ class TestStrangers:
             await stage.until(lambda: stage.phase("s2") is Phase.RUNNING)
             assert told(stage) == {"console": None, "s1": None, "s2": None}
             stage.want(lasting)
-            assert told(stage) == {"console": None, "s1": None, "s2": forced.spec.request}
+            assert told(stage) == {"console": None, "s1": None, "s2": forced.spec}
             await stage.restart()
             # Nobody has said yet what is wanted.
             assert told(stage)["s2"] is None
             stage.want(lasting)
-            assert told(stage)["s2"] == forced.spec.request
+            assert told(stage)["s2"] == forced.spec
             stage.want(lasting, forced)
             assert told(stage)["s2"] is None
 
@@ -575,7 +575,8 @@ class TestStrangers:
             stage.want()
             [one] = stage.loop.observed()
             assert (one.report.generation, one.report.phase) == (3, Phase.RUNNING)
-            assert one.request == SessionRequest(name="desk", owner="alice", type=Type.VIRTUAL)
+            request = SessionRequest(name="desk", owner="alice", type=Type.VIRTUAL)
+            assert one.spec == SessionSpec(session_id="s1", generation=3, request=request)
 
         run(tmp_path, scenario)
 
@@ -592,7 +593,7 @@ class TestStrangers:
                 observed = stage.loop.observed()
                 message = Observation(epoch=1, serial=1, observed=observed)
                 assert decode_from_agent(encode(message)) == message
-                news = {one.report.id for one in observed if one.request} - known
+                news = {one.report.id for one in observed if one.spec} - known
                 assert news
                 known |= news
                 stage.want(*(one for one in wishes if one.spec.session_id in known))

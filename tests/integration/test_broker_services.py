@@ -486,7 +486,7 @@ class TestDeleting:
             )
             [session] = await house.sessions.create([asked])
             assert isinstance(session, Session)
-            await agent.run(session.id)
+            known = (await agent.run(session.id)).spec
             answers = await house.sessions.delete([Deletion(session.id, "alice", force=True)])
             assert answers == [State.DELETING]
             assert stored(house.store, Session) == stored(house.store, Report) == []
@@ -498,10 +498,12 @@ class TestDeleting:
             await agent.tell()
             # What it was asked to be is not known yet: with guesses it would lose its permissions.
             assert stored(house.store, Session) == []
-            agent.observed[session.id] = replace(agent.observed[session.id], request=asked)
+            agent.observed[session.id] = replace(agent.observed[session.id], spec=known)
+            house.clock.advance(60)
             await agent.tell()
             adopted = await house.session(session.id)
             assert (adopted.adopted, adopted.generation, adopted.request) == (True, 1, asked)
+            assert adopted.created_at == session.created_at
             assert (await agent.wanted(session.id)).spec.request == asked
 
         run(scenario)

@@ -12,7 +12,7 @@ from deskfleet.core.records import Intent, Phase, Report, Session, Type
 from deskfleet.core.session import State, replace
 from deskfleet.errors import Conflict
 from deskfleet.wire.messages import Desired, Observed
-from support.builders import NOON, a_request
+from support.builders import NOON, a_request, a_spec
 from support.house import PlayedAgent, TestHouse, run, running, state, stored
 
 CONSOLE = "console"
@@ -120,7 +120,8 @@ def test_one_that_is_too_large_is_not_adopted() -> None:
             report = Report(id=id, server_id="n1", generation=1, phase=Phase.RUNNING)
             asked = a_request(autorun_file_arguments=("x" * 4_000,) * count)
             shown = running(id, generation=1, owner="alice")
-            agent.observed[id] = Observed(report=report, running=shown, request=asked)
+            session = Session(id=id, request=asked, created_at=NOON, generation=1)
+            agent.observed[id] = Observed(report=report, running=shown, spec=a_spec(session))
         await agent.connect()
         assert {one.id for one in stored(house.store, Session)} == {"s1"}
 
@@ -253,7 +254,8 @@ def test_sessions_of_a_machine_that_was_enrolled_anew_are_left_alone() -> None:
         new = PlayedAgent(house, "new")
         report = replace(old.observed[id].report, server_id="new")
         shown = running(id, owner="alice", generation=report.generation)
-        new.observed[id] = Observed(report=report, running=shown, request=a_request())
+        spec = a_spec(await house.session(id))
+        new.observed[id] = Observed(report=report, running=shown, spec=spec)
         await new.connect()
         assert await state(house, f"{id}@new") is State.READY
         assert (await new.wanted(id)).intent is Intent.RUN

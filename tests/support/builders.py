@@ -25,6 +25,7 @@ from deskfleet.core.records import (
     SessionRequest,
     Type,
 )
+from deskfleet.ports import SessionSpec
 
 NOON = datetime(2030, 6, 1, 12, tzinfo=UTC)
 
@@ -91,6 +92,16 @@ def a_session(id: str = "s1", **fields: Any) -> Session:
     if server is not None:
         fields = {"server_id": server, "generation": 1, **fields}
     return Session(**{"id": id, "request": a_request(**request), "created_at": NOON, **fields})
+
+
+def a_spec(session: Session) -> SessionSpec:
+    """Build what the agent of a placed session is told of it."""
+    return SessionSpec(
+        session_id=session.id,
+        generation=session.generation,
+        request=session.request,
+        created_at=session.created_at,
+    )
 
 
 def a_report(session: Session, phase: Phase = Phase.RUNNING, **fields: Any) -> Report:

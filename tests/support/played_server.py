@@ -248,7 +248,7 @@ class PlayedServer:
                     spec.session_id, spec.generation, self.starts, running
                 )
                 # An agent tells it only where the broker does not know it any more.
-                self._observed[spec.session_id] = replace(observation, request=spec.request)
+                self._observed[spec.session_id] = replace(observation, spec=spec)
         elif self.stops:
             self._observed[spec.session_id] = self._observation(
                 spec.session_id, spec.generation, Phase.ENDED, None

@@ -24,6 +24,7 @@ from deskfleet.core.records import (
     Intent,
     Phase,
     Report,
+    SessionRequest,
     Type,
 )
 from deskfleet.core.session import replace
@@ -209,11 +210,15 @@ def test_facts_that_are_too_long_are_refused(facts: Facts) -> None:
             decode_from_agent(encode(message))
 
 
+def spec_of(request: SessionRequest) -> SessionSpec:
+    return SessionSpec(session_id="s1", generation=1, request=request, created_at=NOON)
+
+
 def test_so_are_ids_and_sets() -> None:
     for observed in (
         (OBSERVED,) * 10_001,
         (replace(OBSERVED, report=replace(OBSERVED.report, id="x" * 257)),),
-        (Observed(report=OBSERVED.report, request=a_request(owner="x" * 10_000)),),
+        (Observed(report=OBSERVED.report, spec=spec_of(a_request(owner="x" * 10_000))),),
     ):
         with pytest.raises(ProtocolError, match="length"):
             decode_from_agent(encode(Observation(epoch=1, serial=1, observed=observed)))
@@ -222,7 +227,7 @@ def test_so_are_ids_and_sets() -> None:
 def test_each_has_room_for_what_is_asked_for() -> None:
     longest = base64.b64encode(b"\n" * permissions.MAX_BYTES).decode()
     asked = a_request(permissions_file=longest, name="x" * 256, init_file="x" * MOST_CHARACTERS)
-    observed = (Observed(report=OBSERVED.report, request=asked),)
+    observed = (Observed(report=OBSERVED.report, spec=spec_of(asked)),)
     sent = Observation(epoch=1, serial=1, observed=observed)
     assert decode_from_agent(encode(sent)) == sent
     tags = {f"key-{number}": "x" * MOST_CHARACTERS for number in range(900)}

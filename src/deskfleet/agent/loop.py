@@ -141,8 +141,8 @@ class Loop:
             return desire.spec if desire.intent is Intent.RUN else None
         return None if entry is None else entry.spec
 
-    def _unnamed(self, running: dict[str, Running]) -> dict[str, SessionRequest]:
-        """Return what was asked for of our sessions that run and that nobody wants, or ends."""
+    def _unnamed(self, running: dict[str, Running]) -> dict[str, SessionSpec]:
+        """Return what is known of our sessions that run and that nobody wants, or ends."""
         if self._desires is None:
             return {}
         unnamed, told = {}, 0
@@ -151,9 +151,9 @@ class Loop:
                 continue
             entry = self._journal.entries.get(id)
             is_it = entry is not None and entry.generation == one.generation
-            request = entry.spec.request if entry is not None and is_it else _request_of(one)
-            told += len(msgspec.json.encode(request))
-            unnamed[id] = request
+            spec = entry.spec if entry is not None and is_it else _spec_of(one)
+            told += len(msgspec.json.encode(spec))
+            unnamed[id] = spec
         return unnamed
 
     def _held_up(self, known: Collection[str]) -> Iterator[Observed]:
@@ -171,9 +171,7 @@ class Loop:
             )
             yield Observed(report=report)
 
-    def _observe(
-        self, id: str, running: Running | None, request: SessionRequest | None
-    ) -> Observed:
+    def _observe(self, id: str, running: Running | None, spec: SessionSpec | None) -> Observed:
         entry = self._journal.entries.get(id)
         # A session that deskfleet didn't create has no entry: it runs, and that is all.
         phase = entry.phase if entry else Phase.RUNNING
@@ -196,7 +194,7 @@ class Loop:
                 last_disconnection_at=left or self._presence.last_disconnection_at(id),
             ),
             running=running,
-            request=request,
+            spec=spec,
         )
 
     def _running(self) -> dict[str, int]:
@@ -388,9 +386,15 @@ class Loop:
         self._on_change()
 
 
-def _request_of(running: Running) -> SessionRequest:
-    """Return what a driver knows of the request, for a journal that has lost it."""
-    return SessionRequest(name=running.name, owner=running.owner, type=running.type)
+def _spec_of(running: Running) -> SessionSpec:
+    """Return what a driver knows of a session that the journal has lost."""
+    request = SessionRequest(name=running.name, owner=running.owner, type=running.type)
+    return SessionSpec(
+        session_id=running.session_id,
+        generation=running.generation,
+        request=request,
+        created_at=running.created_at,
+    )
 
 
 def _permissions(spec: SessionSpec) -> str | None:

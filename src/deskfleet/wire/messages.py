@@ -14,7 +14,7 @@ from typing import TypeAlias, TypeVar
 
 import msgspec
 
-from deskfleet.core.records import Facts, Frozen, Intent, Report, SessionRequest
+from deskfleet.core.records import Facts, Frozen, Intent, Report
 from deskfleet.errors import ProtocolError
 from deskfleet.ports import Picture, Running, SessionSpec
 from deskfleet.wire.bounds import bounded
@@ -36,9 +36,9 @@ class Observed(Frozen, frozen=True):
     report: Report
     running: Running | None = None
     """What a broker needs to adopt a session that deskfleet did not create."""
-    request: SessionRequest | None = None
-    """What was asked for, of one that it did create and that the last desired set does not name:
-    with it a broker that has lost the session takes it up again as it was."""
+    spec: SessionSpec | None = None
+    """Of a session that it did create and that the last desired set does not name: with it a broker
+    that has lost the session takes it up again as it was."""
 
 
 class Hello(Frozen, frozen=True, tag="hello"):

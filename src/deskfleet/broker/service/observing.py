@@ -214,15 +214,15 @@ def _is_succeeded(session: Session, report: Report, running: Running | None) -> 
 
 
 def _adopt(fleet: Fleet, server_id: str, one: Observed, report: Report, now: datetime) -> list[Put]:
-    running, request = one.running, _request_of(one)
-    if running is None or request is None or report.phase is not Phase.RUNNING:
+    running, spec = one.running, _spec_of(one)
+    if running is None or spec is None or report.phase is not Phase.RUNNING:
         return []
     own_id = one.report.id
     session = Session(
         id=report.id,
         local_id=None if own_id == report.id else own_id,
-        request=request,
-        created_at=_instant(running.created_at) or now,
+        request=spec.request,
+        created_at=_instant(spec.created_at or running.created_at) or now,
         server_id=server_id,
         generation=report.generation,
         adopted=True,
@@ -233,12 +233,13 @@ def _adopt(fleet: Fleet, server_id: str, one: Observed, report: Report, now: dat
     ]
 
 
-def _request_of(one: Observed) -> SessionRequest | None:
+def _spec_of(one: Observed) -> SessionSpec | None:
     """Return what an observed session was asked to be, None before its agent has told it."""
     running = one.running
     if is_foreign(one.report) and running is not None:
-        return SessionRequest(name=running.name, owner=running.owner, type=running.type)
-    return one.request
+        request = SessionRequest(name=running.name, owner=running.owner, type=running.type)
+        return SessionSpec(session_id=running.session_id, generation=0, request=request)
+    return one.spec
 
 
 def _instant(told: datetime | None) -> datetime | None:
@@ -282,4 +283,9 @@ def _spec(session: Session, generation: int, intent: Intent) -> SessionSpec:
     if intent is Intent.STOP and request.permissions_file is not None:
         # By far the longest part of a set, and of no use to what is to end.
         request = replace(request, permissions_file=None)
-    return SessionSpec(session_id=name_on_server(session), generation=generation, request=request)
+    return SessionSpec(
+        session_id=name_on_server(session),
+        generation=generation,
+        request=request,
+        created_at=session.created_at,
+    )
