@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from support.campaigns import Campaigns
 from support.programs import LiveBroker, up
+
+CAMPAIGNS = pytest.StashKey[Campaigns]()
 
 
 def pytest_configure() -> None:
@@ -19,6 +23,41 @@ def pytest_configure() -> None:
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Ask fuzzers last what came of them: they run meanwhile."""
+    items.sort(key=_is_fuzzer)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    targets = [_target(item) for item in session.items if _is_fuzzer(item)]
+    if targets and not session.config.option.collectonly:
+        alone = len(targets) == len(session.items)
+        at_once = (os.cpu_count() or 1) if alone else 1
+        session.config.stash[CAMPAIGNS] = Campaigns(targets, at_once)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    campaigns = config.stash.get(CAMPAIGNS, None)
+    if campaigns is not None:
+        campaigns.close()
+
+
+def _is_fuzzer(item: pytest.Item) -> bool:
+    return item.get_closest_marker("fuzz") is not None
+
+
+def _target(item: pytest.Item) -> str:
+    assert isinstance(item, pytest.Function)
+    return str(item.callspec.params["target"])
+
+
+@pytest.fixture
+def campaigns(request: pytest.FixtureRequest) -> Campaigns:
+    """Return the fuzzing campaigns of this run."""
+    return request.config.stash[CAMPAIGNS]
 
 
 @pytest.fixture(autouse=True)
