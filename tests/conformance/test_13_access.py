@@ -57,7 +57,7 @@ class World:
     clients: dict[str, tuple[str, str]] = field(default_factory=dict)
     description: Any = field(default_factory=openapi.description)
 
-    def _hold_to_its_word(self, port: int, answer: httpx.Response) -> None:
+    def _hold_to_its_word(self, port: int | None, answer: httpx.Response) -> None:
         # Other doors are not described.
         if answer.request.url.port == port:
             answer.read()
@@ -65,15 +65,15 @@ class World:
 
     @contextmanager
     def door(self, broker: str = "broker", token: str | None = None) -> Iterator[httpx.Client]:
-        port = self.site._ports[broker][0]
+        url = self.site.url(broker)
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         with httpx.Client(
-            base_url=f"https://localhost:{port}",
+            base_url=url,
             verify=trust(self.site.ca_file),
             headers=headers,
             timeout=30,
             trust_env=False,
-            event_hooks={"response": [partial(self._hold_to_its_word, port)]},
+            event_hooks={"response": [partial(self._hold_to_its_word, httpx.URL(url).port)]},
         ) as client:
             yield client
 
@@ -289,7 +289,7 @@ class TestWithoutAuthorization:
             stale = {"Authorization": "Bearer of nothing"}
             assert door.post("/describeSessions", json={}, headers=stale).status_code == 200
             # Other brokers and agents still say who they are.
-            agents = f"https://localhost:{world.site._ports['open'][1]}"
+            agents = world.site.agent_url("open")
             assert door.post(f"{agents}/broker/poke").status_code == 401
         assert "authorization.off" in world.site.log("open")
 
@@ -508,7 +508,7 @@ class TestKeyRenewal:
             world.site.start_agent("agent", "--driver", "simulated", brokers=("broker",))
             try:
                 portal = Portal(
-                    f"https://localhost:{world.site._ports['broker'][0]}",
+                    world.site.url(),
                     world.site.ca_file,
                     *world.client("one"),
                 )
@@ -519,7 +519,7 @@ class TestKeyRenewal:
                 token = link.partition("authToken=")[2].partition("#")[0]
                 form = {"sessionId": session, "authenticationToken": token}
                 with world.door("second") as door:
-                    agents = f"https://localhost:{world.site._ports['second'][1]}"
+                    agents = world.site.agent_url("second")
                     told = door.post(f"{agents}/agent/validate-authentication-token", data=form)
                 assert told.text == '<auth result="yes"><username>bob</username></auth>'
                 portal.close()

@@ -13,8 +13,9 @@ import uvloop
 from deskfleet.broker.web.jwks_fetch import MAX_BYTES, JwksFetch, refuse_inner
 from deskfleet.core.records import AuthServer
 from deskfleet.errors import Forbidden, Unavailable
-from support.auth_server import NAME, JwksServer, jwks_server, trusting
+from support.auth_server import JwksServer, jwks_server, trusting
 from support.builders import NOON
+from support.tls_server import NAME
 
 
 @pytest.fixture

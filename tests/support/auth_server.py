@@ -1,14 +1,12 @@
-"""An authorization server as brokers meet one: keys, tokens, and a key set served over TLS."""
+"""What brokers are shown of authorization servers: key sets, and tokens that are signed by hand."""
 
 from __future__ import annotations
 
 import functools
 import json
 import ssl
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +14,7 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
-from deskfleet.certificates import ensure_authority, ensure_server_certificate, machine_names
-from deskfleet.system import SystemClock
-from deskfleet.tls import server_context
-
-NAME = "login.example"
-"""What the server's certificate calls it, too; no resolver knows it."""
+from support.tls_server import Answer, Asked, tls_server
 
 PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 
@@ -64,53 +57,26 @@ def signed(
 class JwksServer:
     """Serves one body, and counts how often it was asked for."""
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    def __init__(self, address: str) -> None:
+        self.url = f"{address}/.well-known/jwks.json"
         self.body = key_set()
         self.status = 200
         self.headers: dict[str, str] = {}
         self.asked = 0
         self.hosts: list[str] = []
 
+    def answer(self, asked: Asked) -> Answer:
+        assert asked.method == "GET"
+        self.asked += 1
+        self.hosts.append(asked.headers["Host"])
+        return Answer(self.body, self.status, self.headers)
+
 
 @contextmanager
 def jwks_server(folder: Path) -> Iterator[tuple[JwksServer, Path]]:
     """Run a server on loopback; yield it with the file of the authority that vouches for it."""
-    clock = SystemClock()
-    authority = ensure_authority(folder, clock)
-    names = machine_names(extra=[NAME])
-    certificate, key = ensure_server_certificate(authority, folder, "jwks", clock, names)
-    http = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
-    state = JwksServer(f"https://localhost:{http.server_address[1]}/.well-known/jwks.json")
-
-    class Answering(BaseHTTPRequestHandler):
-        timeout = 10
-
-        def do_GET(self) -> None:
-            state.asked += 1
-            state.hosts.append(self.headers["Host"])
-            self.send_response(state.status)
-            self.send_header("Content-Length", str(len(state.body)))
-            for name, value in state.headers.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(state.body)
-
-        def log_message(self, format: str, *arguments: object) -> None:
-            pass
-
-    http.RequestHandlerClass = Answering
-    http.socket = server_context(certificate, key).wrap_socket(
-        http.socket, server_side=True, do_handshake_on_connect=False
-    )
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
-        yield state, folder / "ca.pem"
-    finally:
-        http.shutdown()
-        thread.join()
-        http.server_close()
+    with tls_server(folder, JwksServer) as server:
+        yield server, folder / "ca.pem"
 
 
 def trusting(ca_file: Path) -> ssl.SSLContext:

@@ -96,9 +96,6 @@ class BrokenSite(Site):
     def agent_port(self, broker: str = "broker") -> int:
         return self._ports[broker][1]
 
-    def url(self, broker: str = "broker") -> str:
-        return f"https://localhost:{self._ports[broker][0]}"
-
     def server_id(self, agent: str = "agent") -> str:
         """Return the id of an agent's server as soon as it has enrolled."""
         identity = self.folder / agent / "identity.json"

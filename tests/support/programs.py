@@ -337,8 +337,7 @@ class Site:
         if not self._credentials:
             said = self.command("register-api-client", "--client-name", "test")
             self._credentials = [line.partition(": ")[2] for line in said.splitlines()]
-        url = f"https://localhost:{self._ports[broker][0]}"
-        portal = Portal(url, self.ca_file, *self._credentials)
+        portal = Portal(self.url(broker), self.ca_file, *self._credentials)
         self._portals.append(portal)
         return portal
 
@@ -347,6 +346,9 @@ class Site:
         """Return id and password of the clients that `portal` gives."""
         client_id, password = self._credentials
         return client_id, password
+
+    def url(self, broker: str = "broker") -> str:
+        return f"https://localhost:{self._ports[broker][0]}"
 
     def agent_url(self, broker: str = "broker") -> str:
         return f"https://localhost:{self._ports[broker][1]}"
