@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,25 +14,18 @@ import pytest
 from PIL import Image, ImageChops
 from playwright.sync_api import Page, ViewportSize, expect, sync_playwright
 
+from support import chromium
 from support.programs import LiveBroker, Portal, up
+from support.sessions import need_xvnc
 from support.users import ordinary_user
 from support.waiting import until
-
-CHROMIUM = "/usr/bin/chromium"
-IN_CI = os.environ.get("CI") == "true"
-
-pytestmark = [
-    pytest.mark.skipif(
-        not IN_CI and (shutil.which("Xvnc") is None or not Path(CHROMIUM).exists()),
-        reason="Xvnc or Chromium is not installed",
-    ),
-]
 
 WINDOW = ViewportSize(width=1100, height=700)
 
 
 @pytest.fixture
 def broker(tmp_path: Path) -> Iterator[LiveBroker]:
+    need_xvnc()
     with up(tmp_path / "state", driver="xvnc") as (_program, broker):
         yield broker
         portal = Portal.of(broker)
@@ -57,12 +49,7 @@ def owner() -> str:
 def page() -> Iterator[Page]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
-            executable_path=CHROMIUM,
-            args=[
-                *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-                *("--disable-background-networking", "--disable-component-update"),
-                "--disable-sync",
-            ],
+            executable_path=chromium.executable(), args=chromium.ARGUMENTS
         )
         context = browser.new_context(ignore_https_errors=True, viewport=WINDOW)
         yield context.new_page()

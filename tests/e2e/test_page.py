@@ -11,42 +11,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
 from playwright.async_api import BrowserContext, Page, ViewportSize, async_playwright, expect
 
 import deskfleet.agent.desktop
 from deskfleet.agent.desktop.desktops import Desktop
 from deskfleet.core.permissions import OWNER_ONLY, parse
+from support import chromium
 from support.entrance import RunningEntrance, entrance, run, until
 from support.vnc import XDesktop, terminal, x_desktop
 
-CHROMIUM = Path("/usr/bin/chromium")
 BUNDLE = Path(deskfleet.agent.desktop.__file__).parent / "page" / "bundle"
-ARGUMENTS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 ALICE, BOB = "alice", "bob"
 SESSION = "5f2b5a1e-9f4e-4c52-8a35-5d1f0a2b7c11"
 WINDOW = ViewportSize(width=1000, height=672)
 
-pytestmark = [
-    pytest.mark.skipif(not CHROMIUM.exists(), reason="no Chromium on this machine"),
-    pytest.mark.skipif(not (BUNDLE / "index.html").exists(), reason="the page is not built"),
-]
-
 
 @asynccontextmanager
-async def chromium(**options: Any) -> AsyncIterator[BrowserContext]:
+async def browser(**options: Any) -> AsyncIterator[BrowserContext]:
     async with async_playwright() as playwright:
         launched = await playwright.chromium.launch(
-            executable_path=str(CHROMIUM), args=ARGUMENTS, headless=True
+            executable_path=chromium.executable(), args=chromium.ARGUMENTS
         )
         try:
             yield await launched.new_context(
@@ -98,7 +82,7 @@ def visit(scenario: Callable[[Visit], Awaitable[None]], folder: Path, **facts: A
             "permissions": OWNER_ONLY,
         }
         complaints: list[str] = []
-        async with entrance(folder, Desktop(**(about | facts))) as at, chromium() as context:
+        async with entrance(folder, Desktop(**(about | facts))) as at, browser() as context:
             await context.grant_permissions(["clipboard-read", "clipboard-write"], origin=at.origin)
             page = await context.new_page()
             page.on("pageerror", lambda error: complaints.append(str(error)))
