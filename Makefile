@@ -1,5 +1,5 @@
 # Every target does the set-up it needs, says what it installs, and can be run again; `make` lists them.
-# ARGS is passed on:  make up ARGS="--port 9443"   make test ARGS="tests/unit -k queue"
+# ARGS is passed on:  make up ARGS="--client-port 9443"   make test ARGS="tests/unit -k queue"
 # PYTHON names the Python to build .venv with, where the system's is too old.
 
 SHELL := /bin/bash
@@ -13,7 +13,7 @@ setup: ## set up what `make up` needs, and nothing else
 	@scripts/setup run
 	@echo "deskfleet is set up. Start it: make up"
 
-up: ## set up and run broker, agent, desktops and console on this machine
+up: ## set up and run broker, agent and desktops on this machine
 	@scripts/setup run
 	@exec .venv/bin/deskfleet up $(ARGS)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ pytestmark = pytest.mark.skipif(
     shutil.which("Xvnc") is None and os.environ.get("CI") != "true", reason="Xvnc is not installed"
 )
 
+CTRL_C = b"\x03"
 RESTART_SECONDS = 10.0
 SESSIONS = 3
 LEFT_SECONDS = 30.0
@@ -163,12 +165,16 @@ def test_up_finds_its_desktops_again_after_ctrl_c(tmp_path: Path) -> None:
     owner = ordinary_user("dfalice").pw_name
     ports = free_ports(3)
     state = tmp_path / "state"
-    program, broker = _up(state, ports)
+    ours, theirs = pty.openpty()
+    program, broker = _up(state, ports, terminal=theirs)
     portal = Portal.of(broker)
     session = portal.ready(owner)
     desktops = _desktops([session])
     portal.close()
-    assert program.stop() == 0
+    os.write(ours, CTRL_C)
+    assert program.wait() == 0
+    os.close(ours)
+    os.close(theirs)
     assert _desktops([session]) == desktops
 
     program, again = _up(state, ports)
@@ -184,11 +190,12 @@ def test_up_finds_its_desktops_again_after_ctrl_c(tmp_path: Path) -> None:
         program.stop()
 
 
-def _up(state: Path, ports: list[int]) -> tuple[Program, LiveBroker]:
+def _up(state: Path, ports: list[int], terminal: int | None = None) -> tuple[Program, LiveBroker]:
     flags = zip(("--client-port", "--agent-port", "--desktop-port"), ports, strict=True)
     program = Program(
         ["up", "--state", str(state), "--output", "json"]
         + [text for flag, port in flags for text in (flag, str(port))],
         state.parent / "up.log",
+        terminal=terminal,
     )
     return program, announced(program.first_line(), state)

@@ -74,7 +74,7 @@ class Site:
         return program
 
     def agent(self, *more: str, driver: str | None = "simulated", **values: object) -> Program:
-        statement = self.command("generate-software-statement").strip().splitlines()[-1]
+        statement = self.command("generate-software-statement")
         (self.folder / "logs").mkdir(exist_ok=True)
         given = {
             "broker_host": "'localhost'",

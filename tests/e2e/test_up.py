@@ -7,6 +7,7 @@ import os
 import pwd
 import shlex
 import shutil
+import signal
 import socket
 import stat
 import subprocess
@@ -18,8 +19,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from support.programs import Portal, Program, announced, free_ports, trust, up
-from support.users import ordinary_user
+from deskfleet.cli.up import NO_OWNER
+from support.programs import LiveBroker, Portal, Program, announced, free_ports, trust, up
+from support.sessions import need_xvnc
+from support.users import need_root, ordinary_user
 from support.waiting import until
 
 
@@ -119,6 +122,55 @@ def test_it_tells_a_person_where_to_go_on(tmp_path: Path) -> None:
             ["sh", "-c", line], capture_output=True, text=True, timeout=30, check=False
         )
         assert json.loads(answer.stdout)["token_type"] == "Bearer", answer.stderr
+        # So are the two that make a session and open it.
+        create, connect = (_arguments(said, command) for command in ("create-session", "connect"))
+        assert connect[-1] == "--browser"
+        _command(*create)
+        assert _command(*connect[:-1]).startswith("https://")
+    finally:
+        assert program.stop() == 0
+
+
+def _arguments(said: str, command: str) -> list[str]:
+    """Return what is typed after the program's name in the line that has this command."""
+    line = next(line for line in said.splitlines() if f" {command} " in line)
+    words = shlex.split(line)
+    return words[words.index(command) :]
+
+
+def _command(*arguments: str, **more: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "deskfleet", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, **more},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_environment_sets_what_no_option_does(tmp_path: Path) -> None:
+    clients, agents, desktops = free_ports(3)
+    state = tmp_path / "state"
+    program = Program(
+        ["up", "--output", "json", "--agent-port", str(agents)],
+        tmp_path / "stderr",
+        {
+            "DESKFLEET_STATE": str(state),
+            "DESKFLEET_CLIENT_PORT": str(clients),
+            "DESKFLEET_AGENT_PORT": "1",
+            "DESKFLEET_DESKTOP_PORT": str(desktops),
+            "DESKFLEET_DRIVER": "simulated",
+        },
+    )
+    try:
+        broker = announced(program.first_line(), state)
+        assert broker.url == f"https://localhost:{clients}"
+        told = json.loads(_command("describe-servers", DESKFLEET_STATE=str(state)))
+        (server,) = told["Servers"]
+        assert {"Key": "driver", "Value": "simulated"} in server["Tags"]
     finally:
         assert program.stop() == 0
 
@@ -206,12 +258,51 @@ def test_open_makes_a_session_and_prints_a_link_that_works(tmp_path: Path) -> No
         broker,
     ):
         link = program.first_line().strip()
-        assert link.startswith("https://")
-        answer = httpx.get(link, verify=trust(broker.ca_file), trust_env=False)
-        assert answer.status_code == 200
+        assert _opens(link, broker)
+    # The second start finds the desktop of the first.
+    with up(tmp_path / "state", "--open", "--allow-root-sessions", driver="xvnc") as (
+        program,
+        broker,
+    ):
+        again = program.first_line().strip()
+        assert again.partition("#")[2] == link.partition("#")[2]
+        assert _opens(again, broker)
         portal = Portal.of(broker)
         portal.delete_all()
         portal.close()
+
+
+@pytest.mark.parametrize("told", ["json", "text"])
+def test_a_machine_without_ordinary_users_is_told_so(tmp_path: Path, told: str) -> None:
+    need_root("hiding the users of this machine")
+    need_xvnc()
+    passwd = tmp_path / "passwd"
+    passwd.write_text("root:x:0:0::/root:/bin/sh\ndaemon:x:1:1::/:/bin/false\n")
+    script = 'mount --bind "$0" /etc/passwd && exec "$@"'
+    ports = ("--client-port", "0", "--agent-port", "0", "--desktop-port", "0")
+    with (tmp_path / "stderr").open("w") as errors:
+        program = subprocess.Popen(
+            [
+                *("unshare", "--mount", "sh", "-c", script, str(passwd)),
+                *(sys.executable, "-m", "deskfleet", "up", "--driver", "xvnc", *ports),
+                *("--state", str(tmp_path / "state"), "--output", told),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+    with program:
+        until((tmp_path / "stderr").read_text)
+        program.send_signal(signal.SIGINT)
+        said, _ = program.communicate(timeout=30)
+    assert program.returncode == 0
+    assert (tmp_path / "stderr").read_text() == f"deskfleet: {NO_OWNER}\n"
+    # Nor is a line printed that could only fail.
+    assert "create-session" not in said
+
+
+def _opens(link: str, broker: LiveBroker) -> bool:
+    return httpx.get(link, verify=trust(broker.ca_file), trust_env=False).status_code == 200
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("Xvnc") is None, reason="takes root and Xvnc")
@@ -225,14 +316,14 @@ def test_root_is_told_how_to_open_a_desktop_of_somebody_else(tmp_path: Path) -> 
         arguments = shlex.split(said)
         options = arguments[arguments.index("create-session") + 1 :]
         assert pwd.getpwnam(options[options.index("--owner") + 1]).pw_uid >= 1000
-        done = subprocess.run(
-            [sys.executable, "-m", "deskfleet", "create-session", *options, "--output", "json"],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=True,
-        )
-        assert '"State": "READY"' in done.stdout
+        [made] = json.loads(_command("create-session", *options))["SuccessfulList"]
+        assert made["State"] == "READY"
+        # What root does with a session is done for its owner.
+        where = ("--state", str(broker.state))
+        assert _opens(_command("connect", made["Id"], *where).strip(), broker)
+        told = json.loads(_command("get-session-connection-data", made["Id"], *where))
+        assert told["ConnectionToken"]
+        _command("delete-session", made["Id"], *where, "--wait")
         portal = Portal.of(broker)
         portal.delete_all()
         portal.close()

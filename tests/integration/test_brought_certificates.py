@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import socket
 import ssl
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,18 @@ def test_those_who_bring_nothing_show_the_fleets(tmp_path: Path) -> None:
         fleet = trust(broker.doors.ca_file.read_bytes())
         assert answers(broker.doors.client_port, fleet)
         assert not answers(broker.doors.agent_port, fleet)
+
+
+def test_the_fleets_certificate_has_the_name_that_is_advertised(tmp_path: Path) -> None:
+    """It may be one that only the resolvers of agents and other brokers know."""
+    with running_broker(tmp_path / "state", advertise="broker1.example.org") as broker:
+        fleet = trust(broker.doors.ca_file.read_bytes())
+        for port in (broker.doors.client_port, broker.doors.agent_port):
+            with (
+                socket.create_connection(("127.0.0.1", port), timeout=10) as plain,
+                fleet.wrap_socket(plain, server_hostname="broker1.example.org") as secured,
+            ):
+                assert secured.version() == "TLSv1.3"
 
 
 def test_another_broker_is_trusted_with_what_was_brought_and_with_the_fleets(

@@ -220,7 +220,7 @@ def test_the_link_is_opened_in_the_browser_without_being_its_argument(
 def test_connecting_to_nothing_is_told(state: dict[str, str]) -> None:
     ended = deskfleet("connect", "nobody", **state)
     assert (ended.code, ended.out) == (254, "")
-    assert ended.err == "deskfleet: there is no session nobody\n"
+    assert ended.err == "deskfleet: there is no session nobody, nor has ada one of that name\n"
 
 
 def test_screenshots_are_described_or_written(

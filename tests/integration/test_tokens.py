@@ -224,6 +224,18 @@ class TestTwoBrokers:
         run(scenario())
 
 
+def test_a_token_lives_as_long_as_is_said_and_not_a_second_longer() -> None:
+    async def scenario() -> None:
+        async with houses(MemoryStore) as [house]:
+            token = await token_of(house)
+            house.clock.advance(3599)
+            assert await verdict(house, token) == "bob"
+            house.clock.advance(1)
+            assert await verdict(house, token) == "the token has expired"
+
+    run(scenario())
+
+
 def test_uses_are_forgotten_when_no_broker_takes_the_token_any_more() -> None:
     async def scenario() -> None:
         async with houses(MemoryStore, single_use=True) as [house]:

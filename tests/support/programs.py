@@ -31,12 +31,17 @@ class Program:
         log: Path,
         environment: Mapping[str, str] | None = None,
         python: Sequence[str] = ("-m",),
+        terminal: int | None = None,
     ) -> None:
-        """`python` is what the interpreter is given to run the command with."""
+        """`python` is what the interpreter is given to run the command with.
+
+        A `terminal` interrupts it at Ctrl-C, with all that runs in it.
+        """
+        in_it = [] if terminal is None else ["setsid", "--ctty"]
         self._log = log.open("ab")
         self.process = subprocess.Popen(
-            [sys.executable, *python, "deskfleet", *arguments],
-            stdin=subprocess.DEVNULL,
+            [*in_it, sys.executable, *python, "deskfleet", *arguments],
+            stdin=subprocess.DEVNULL if terminal is None else terminal,
             stdout=subprocess.PIPE,
             stderr=self._log,
             env={**os.environ, **(environment or {})},
@@ -56,15 +61,16 @@ class Program:
 
     def kill(self) -> None:
         self.process.kill()
-        self._reap()
+        self.wait()
 
     def stop(self) -> int:
-        """End it as Ctrl-C does, and return its exit code."""
+        """Interrupt it, and nothing that runs in it; return its exit code."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
-        return self._reap()
+        return self.wait()
 
-    def _reap(self) -> int:
+    def wait(self) -> int:
+        """Return its exit code when it has ended by itself."""
         code = self.process.wait(timeout=30)
         assert self.process.stdout is not None
         self.process.stdout.close()
@@ -307,8 +313,7 @@ class Site:
     def _statement(self) -> Path:
         path = self.folder / "statement"
         if not path.exists():
-            said = self.command("generate-software-statement")
-            path.write_text(said.strip().splitlines()[-1])
+            path.write_text(self.command("generate-software-statement"))
         return path
 
     def kill(self, name: str) -> None:

@@ -127,6 +127,9 @@ def test_a_reason_has_a_column_where_there_is_one() -> None:
 def test_no_rows_are_said_in_words() -> None:
     assert shown(shapes.DescribeSessionsResponse(sessions=())) == "no sessions\n"
     assert shown(shapes.DescribeServersResponse(servers=())) == "no servers\n"
+    # Why nothing was created is told elsewhere.
+    nothing = shapes.CreateSessionsResponse(successful_list=(), unsuccessful_list=())
+    assert shown(nothing) == ""
 
 
 @pytest.mark.parametrize("columns", ["20", "60", "80", "200"])

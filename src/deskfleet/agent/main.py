@@ -294,9 +294,12 @@ def _own_pair(folder: Path) -> Pair:
 
 
 def read_statement(path: Path | None) -> str | None:
-    """Return what lets this agent enrol; a broker may do without (`enable_agent_authorization`)."""
+    """Return what lets this agent enrol; a broker may do without (`enable_agent_authorization`).
+
+    The file holds it alone, or all that `generate-software-statement` prints: a heading before it.
+    """
     try:
-        return None if path is None else path.read_text().strip()
+        return None if path is None else path.read_text().strip().rpartition("\n")[2]
     except (OSError, UnicodeDecodeError) as error:
         raise SetupFailed(f"{path} can't be read: {error}") from error
 

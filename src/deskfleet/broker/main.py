@@ -99,16 +99,20 @@ def store_url(settings: BrokerSettings) -> str:
     return settings.store or f"sqlite:///{settings.state / 'fleet.db'}"
 
 
-def own_pair(state: Path) -> Pair:
-    """Have the fleet's own certificate for this machine, issued now where that is due."""
+def own_pair(state: Path, advertise: str = "") -> Pair:
+    """Have the fleet's own certificate for this machine, issued now where that is due.
+
+    It has the name that is advertised, too, which may be known to the others' resolvers alone.
+    """
     clock, folder = SystemClock(), state / AUTHORITY_FOLDER
     authority = ensure_authority(folder, clock)
-    return ensure_server_certificate(authority, folder, "broker", clock, machine_names())
+    names = machine_names([advertise] if advertise else [])
+    return ensure_server_certificate(authority, folder, "broker", clock, names)
 
 
 def _tls(settings: BrokerSettings) -> Tls:
     """Have what each door shows: what the administrator brings, else the fleet's own."""
-    shown = Shown(lambda: own_pair(settings.state))
+    shown = Shown(lambda: own_pair(settings.state, settings.advertise))
     loads = {door: brought.shown_at(settings, door) for door in brought.doors(settings)}
     tls = Tls(
         shown,

@@ -14,8 +14,8 @@ from typing import Annotated
 import typer
 
 from deskfleet.cli.connection import Invocation
-from deskfleet.cli.person import current_user
-from deskfleet.cli.sessions import await_state, require_ready
+from deskfleet.cli.person import current_user, is_root
+from deskfleet.cli.sessions import ItsOwner, await_state, require_ready
 from deskfleet.client.links import link
 from deskfleet.client.shapes import Session
 
@@ -28,7 +28,7 @@ def connect(
     session: Annotated[
         str, typer.Argument(metavar="SESSION", help="Its id, or the name of one of the user's own.")
     ],
-    user: Annotated[str | None, typer.Option(help="Default: the current user.")] = None,
+    user: ItsOwner = None,
     browser: Annotated[
         bool, typer.Option("--browser", help="Open the link in a browser as well.")
     ] = False,
@@ -37,8 +37,8 @@ def connect(
     ] = 30,
 ) -> None:
     """Print the link that opens a session in a browser."""
-    user = user or current_user()
-    found = _find(run, session, user)
+    found = _find(run, session, user or current_user())
+    user = user or (found.owner if is_root() else current_user())
     if found.state != "READY":
         ready = await_state(run, found, "READY", wait_seconds)
         require_ready(run, found.id, ready)
@@ -63,7 +63,7 @@ def _find(run: Invocation, session: str, user: str) -> Session:
     raise run.output.failure(
         f"{user} has {len(named)} sessions with the name {session}: {ids}"
         if named
-        else f"there is no session {session}"
+        else f"there is no session {session}, nor has {user} one of that name"
     )
 
 

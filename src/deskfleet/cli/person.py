@@ -22,6 +22,11 @@ def current_user() -> str:
         raise SetupFailed("the current user has no name here: give --owner or --user") from error
 
 
+def is_root() -> bool:
+    """Tell root itself, who owns no desktops, from everybody who does."""
+    return current_user() == "root"
+
+
 def program() -> str:
     """Return what starts this program from the folder that it was started in, for a shell."""
     found = shutil.which("deskfleet")

@@ -20,7 +20,7 @@ import msgspec
 import typer
 
 from deskfleet.cli.connection import Invocation
-from deskfleet.cli.person import current_user
+from deskfleet.cli.person import current_user, is_root
 from deskfleet.client.shapes import (
     CreateSessionRequestData,
     CreateSessionsResponse,
@@ -44,6 +44,9 @@ SessionIds = Annotated[
     list[str] | None, typer.Option(metavar="ID,ID...", help="The same as SESSION...")
 ]
 Owner = Annotated[str | None, typer.Option(help="Default: the current user.")]
+ItsOwner = Annotated[
+    str | None, typer.Option(help="Default: the current user; for root, whoever owns it.")
+]
 MaxResults = Annotated[
     int | None, typer.Option(min=1, max=1000, help="One page of so many. Default: all.")
 ]
@@ -164,7 +167,7 @@ def delete_session(
     *,
     session: OneSession = None,
     session_id: SessionId = None,
-    owner: Owner = None,
+    owner: ItsOwner = None,
     force: Annotated[
         bool, typer.Option("--force", help="Forget it without asking its server.")
     ] = False,
@@ -172,8 +175,9 @@ def delete_session(
     wait_seconds: Seconds = 60,
 ) -> None:
     """End a session and everything that runs in it."""
+    id = one_id(session, session_id)
     asked = DeleteSessionRequestData(
-        session_id=one_id(session, session_id), owner=owner or current_user(), force=force or None
+        session_id=id, owner=owner or whose(run, id), force=force or None
     )
     answer = run.client.delete_sessions([asked])
     if not (wait and answer.successful_list):
@@ -199,11 +203,11 @@ def get_session_connection_data(
     *,
     session: OneSession = None,
     session_id: SessionId = None,
-    user: Annotated[str | None, typer.Option(help="Default: the current user.")] = None,
+    user: ItsOwner = None,
 ) -> None:
     """Fetch what a user needs to connect to a session, a connection token among it."""
     id = one_id(session, session_id)
-    run.output.show(run.client.get_session_connection_data(id, user or current_user()))
+    run.output.show(run.client.get_session_connection_data(id, user or whose(run, id)))
 
 
 def get_session_screenshots(
@@ -246,12 +250,13 @@ def update_session_permissions(
     ],
     session: OneSession = None,
     session_id: SessionId = None,
-    owner: Owner = None,
+    owner: ItsOwner = None,
 ) -> None:
     """Replace the permissions of a session."""
+    id = one_id(session, session_id)
     asked = UpdateSessionPermissionsRequestData(
-        session_id=one_id(session, session_id),
-        owner=owner or current_user(),
+        session_id=id,
+        owner=owner or whose(run, id),
         permissions_file=permissions(permissions_file),
     )
     run.output.finish(run.client.update_session_permissions([asked]))
@@ -272,6 +277,14 @@ def require_ready(run: Invocation, id: str, session: Session | None) -> None:
     found = "gone" if session is None else session.state
     reason = (session.state_reason if session else None) or "it did not become READY in time"
     raise run.output.failure(f"{id} is {found}: {reason}")
+
+
+def whose(run: Invocation, session_id: str) -> str:
+    """Return who is meant where nobody was named: for root, whoever owns the session."""
+    if not is_root():
+        return current_user()
+    found = next(iter(run.client.sessions(session_ids=[session_id])), None)
+    return current_user() if found is None else found.owner
 
 
 def one_id(argument: str | None, option: str | None) -> str:

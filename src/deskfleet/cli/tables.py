@@ -10,7 +10,7 @@ Must not: decide what is shown (that is the answer's).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, TextIO, TypeAlias
 
@@ -226,7 +226,10 @@ _Make: TypeAlias = Callable[[Any, datetime], Sheet]
 
 _SHEETS: dict[type, _Make] = {
     shapes.DescribeSessionsResponse: lambda answer, now: _sessions(answer.sessions, now),
-    shapes.CreateSessionsResponse: lambda answer, now: _sessions(answer.successful_list, now),
+    # Where nothing was created the reason is told elsewhere.
+    shapes.CreateSessionsResponse: lambda answer, now: replace(
+        _sessions(answer.successful_list, now), nothing=""
+    ),
     shapes.DescribeServersResponse: lambda answer, _: _servers(answer.servers),
     shapes.GetSessionScreenshotsResponse: _screenshots,
     shapes.DeleteSessionsResponse: lambda answer, _: Sheet(

@@ -54,6 +54,10 @@ OPEN_SECONDS = 60.0
 CLIENT_FILE = "client.json"
 PASSWORD_FILE = "client-password"  # noqa: S105
 LOG_FILE = "deskfleet.log"
+NO_OWNER = (
+    "There is no ordinary user on this machine who could own a session: add one"
+    " (adduser NAME), or start with --allow-root-sessions."
+)
 
 
 class Output(StrEnum):
@@ -80,17 +84,26 @@ class Announcement(msgspec.Struct):
 class Wishes:
     output: Output
     open: bool
-    allow_root_sessions: bool
+    owner: str | None
+    """Who may own a session: the one who types, else somebody; None where nobody may."""
 
 
 def up(
     state: Annotated[
         Path | None, typer.Option(help="Folder of all state; by default the XDG state folder.")
     ] = None,
-    client_port: Annotated[int, typer.Option(help="Port for API clients.")] = CLIENT_PORT,
-    agent_port: Annotated[int, typer.Option(help="Port for agents.")] = AGENT_PORT,
-    desktop_port: Annotated[int, typer.Option(help="Port for browsers.")] = DESKTOP_PORT,
-    driver: Annotated[Driver, typer.Option(help="What runs the sessions.")] = Driver.xvnc,
+    client_port: Annotated[
+        int | None, typer.Option(help="Port for API clients.", show_default=str(CLIENT_PORT))
+    ] = None,
+    agent_port: Annotated[
+        int | None, typer.Option(help="Port for agents.", show_default=str(AGENT_PORT))
+    ] = None,
+    desktop_port: Annotated[
+        int | None, typer.Option(help="Port for browsers.", show_default=str(DESKTOP_PORT))
+    ] = None,
+    driver: Annotated[
+        Driver | None, typer.Option(help="What runs the sessions.", show_default=Driver.xvnc.value)
+    ] = None,
     allow_root_sessions: Annotated[
         bool,
         typer.Option("--allow-root-sessions", help="Let root own sessions; where root runs this."),
@@ -102,33 +115,34 @@ def up(
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
 ) -> None:
     """Run a whole deskfleet on this machine: API, agent and desktops in the browser."""
-    where = (state or default_state()).expanduser().absolute()
-    wishes = Wishes(output, open, allow_root_sessions)
 
     async def main(stop: asyncio.Event) -> None:
+        broker = read(
+            BrokerSettings,
+            environment=os.environ,
+            flags={
+                "state": state,
+                "client_port": client_port,
+                "agent_port": agent_port,
+                "advertise": "localhost",
+                "log_level": log_level,
+            },
+        )
+        where = broker.state.expanduser().absolute()
+        broker = dataclasses.replace(broker, state=where)
+        agent = read(
+            AgentSettings,
+            environment=os.environ,
+            flags={
+                "state": where / "agent",
+                "desktop_port": desktop_port,
+                "driver": driver and driver.value,
+                "allow_root_sessions": allow_root_sessions or None,
+            },
+        )
+        wishes = Wishes(output, open, owner=first_owner(agent))
         with _alone(where):
-            broker = read(
-                BrokerSettings,
-                environment=os.environ,
-                flags={
-                    "state": where,
-                    "client_port": client_port,
-                    "agent_port": agent_port,
-                    "advertise": "localhost",
-                    "log_level": log_level,
-                },
-            )
             log_to(broker, LOG_FILE, where)
-            agent = read(
-                AgentSettings,
-                environment=os.environ,
-                flags={
-                    "state": where / "agent",
-                    "desktop_port": desktop_port,
-                    "driver": driver.value,
-                    "allow_root_sessions": allow_root_sessions or None,
-                },
-            )
             async with _everything(broker, agent) as (doors, server):
                 await _announce(where, doors, server, wishes, stop)
                 await stop.wait()
@@ -201,15 +215,16 @@ async def _announce(
     if wishes.output is Output.json:
         typer.echo(msgspec.json.encode(announcement).decode())
     else:
-        _tell(announcement, state, wishes)
-    if wishes.open:
-        if _somebody(wishes) is not None:
-            typer.echo(
-                f"deskfleet: {current_user()} may own no desktop here; for somebody else:"
-                f" {_command_line(state, wishes)}",
-                err=True,
-            )
-            return
+        _tell(announcement, state, wishes.owner)
+    if wishes.owner is None:
+        typer.echo(f"deskfleet: {NO_OWNER}", err=True)
+    elif wishes.open and wishes.owner != current_user():
+        typer.echo(
+            f"deskfleet: {current_user()} may own no desktop here; for somebody else:"
+            f" {_create_line(state, wishes.owner)}",
+            err=True,
+        )
+    elif wishes.open:
         link = await _open(doors, stop)
         if link is not None:
             typer.echo(link if wishes.output is Output.json else f"\nYour desktop: {link}")
@@ -245,7 +260,7 @@ def _known_client(path: Path, doors: Doors) -> str | None:
     return kept.client_id if client is not None and client.active and has_password else None
 
 
-def _tell(announcement: Announcement, state: Path, wishes: Wishes) -> None:
+def _tell(announcement: Announcement, state: Path, owner: str | None) -> None:
     console = Console(soft_wrap=True, highlight=False)
     rows = {
         "API": announcement.url + _elsewhere(announcement.url),
@@ -261,11 +276,10 @@ def _tell(announcement: Announcement, state: Path, wishes: Wishes) -> None:
         console.print(value, markup=False)
     console.print("\nGet a token:\n")
     console.print(f"  {_curl_line(announcement)}", markup=False)
-    console.print("\nOr let the command line do it:\n")
-    console.print(f"  {_command_line(state, wishes)}", markup=False)
-    warning = _owners_warning(wishes)
-    if warning:
-        console.print(f"\n[yellow]{warning}[/yellow]")
+    if owner is not None:
+        console.print("\nOr let the command line do it, and open a first desktop:\n")
+        console.print(f"  {_create_line(state, owner)}", markup=False)
+        console.print(f"  {_connect_line(state, owner)}", markup=False)
     console.print("\nCtrl-C ends it; desktops live on.")
 
 
@@ -281,57 +295,74 @@ def _curl_line(announcement: Announcement) -> str:
 
 def _elsewhere(url: str) -> str:
     """Say where other machines find what this one finds at localhost."""
-    name, port = socket.getfqdn(), url.rpartition(":")[2]
-    return "" if name.startswith("localhost") else f"   (elsewhere: https://{name}:{port})"
+    port = url.rpartition(":")[2]
+    names = (socket.getfqdn(), socket.gethostname())
+    known = next((name for name in names if not name.startswith("localhost")), None)
+    return "" if known is None else f"   (elsewhere: https://{known}:{port})"
 
 
-def _command_line(state: Path, wishes: Wishes) -> str:
-    where = "" if state == default_state() else f" --state {shlex.quote(str(state))}"
-    owner = _somebody(wishes)
-    whose = "" if owner is None else f" --owner {shlex.quote(owner)}"
-    return f"{program()} create-session --name first{whose}{where} --wait"
+def _create_line(state: Path, owner: str) -> str:
+    return f"{program()} create-session --name first{_option('owner', owner)}{_in(state)} --wait"
 
 
-def _somebody(wishes: Wishes) -> str | None:
-    """Return who may own a session, where the one who types may not."""
-    policy = OwnerPolicy(os.geteuid(), wishes.allow_root_sessions)
+def _connect_line(state: Path, owner: str) -> str:
+    return f"{program()} connect first{_option('user', owner)}{_in(state)} --browser"
+
+
+def _option(name: str, owner: str) -> str:
+    return "" if owner == current_user() else f" --{name} {shlex.quote(owner)}"
+
+
+def _in(state: Path) -> str:
+    return "" if state == default_state() else f" --state {shlex.quote(str(state))}"
+
+
+def first_owner(agent: AgentSettings) -> str | None:
+    """Return who may own a session: the one who types, else somebody; None where nobody may."""
+    if agent.driver == Driver.simulated:
+        return current_user()
+    policy = OwnerPolicy(os.geteuid(), agent.allow_root_sessions)
     try:
         policy.check(current_user())
     except StartFailed:
         return next(iter(policy.ordinary_users()), None)
-    return None
-
-
-def _owners_warning(wishes: Wishes) -> str | None:
-    if os.geteuid() != 0 or wishes.allow_root_sessions:
-        return None
-    if OwnerPolicy(0).ordinary_users():
-        return None
-    return (
-        "There is no ordinary user on this machine who could own a session: add one"
-        " (adduser NAME), or start with --allow-root-sessions."
-    )
+    return current_user()
 
 
 async def _open(doors: Doors, stop: asyncio.Event) -> str | None:
-    """Create a session for the current user and return the link to its desktop."""
+    """Return the link to the current user's desktop: an earlier start's, or else a new one."""
     owner = current_user()
-    sessions = doors.house.sessions
     request = SessionRequest(name=f"{owner}'s desktop", owner=owner, type=Type.VIRTUAL)
-    (outcome,) = await sessions.create([request])
+    kept = _living(doors, request)
+    if kept is not None:
+        return await _when_ready(doors, kept, stop)
+    (outcome,) = await doors.house.sessions.create([request])
     if isinstance(outcome, Refusal):
         typer.echo(f"deskfleet: no session could be created: {outcome.reason}", err=True)
         return None
+    return await _when_ready(doors, outcome.id, stop)
+
+
+def _living(doors: Doors, request: SessionRequest) -> str | None:
+    house = doors.house
+    views = map(house.sessions.view, house.replica.fleet.sessions_of(request.owner))
+    living = (view for view in views if view.seen.state not in {State.DELETING, State.DELETED})
+    named = (view.session.id for view in living if view.session.request.name == request.name)
+    return next(named, None)
+
+
+async def _when_ready(doors: Doors, session_id: str, stop: asyncio.Event) -> str | None:
+    sessions = doors.house.sessions
     deadline = asyncio.get_running_loop().time() + OPEN_SECONDS
     while asyncio.get_running_loop().time() < deadline and not stop.is_set():
-        session = doors.house.replica.fleet.session(outcome.id)
+        session = doors.house.replica.fleet.session(session_id)
         view = None if session is None else sessions.view(session)
         if view is None or view.seen.state is State.DELETED:
             reason = "" if view is None else view.seen.reason
             typer.echo(f"deskfleet: the session could not be started: {reason}", err=True)
             return None
         if view.seen.state is State.READY:
-            return _link(*await sessions.connect(outcome.id, owner))
+            return _link(*await sessions.connect(session_id, current_user()))
         await asyncio.sleep(0.05)
     typer.echo("deskfleet: the session did not become READY in time", err=True)
     return None

@@ -110,8 +110,9 @@ class Servers:
             return NOT_FOUND
         taken = self._fleet.seats(server.id).taken
         if taken and not closing.force:
+            told = "1 session runs" if taken == 1 else f"{taken} sessions run"
             return Failure(
                 Code.HAS_SESSIONS,
-                f"{taken} sessions run on the server; close it with Force to leave them running.",
+                f"{told} on the server; close it with Force to leave running what runs.",
             )
         return None
