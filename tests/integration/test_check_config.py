@@ -321,13 +321,13 @@ class TestAgent:
         (agent.app, "agent.conf", "version = '0.1'\n[agent]\nbroker_host = 'b'\n"),
         (agent.app, "agent.toml", "driver = 'simulated'\n"),
         (broker.app, "broker.toml", "client_port = 1\n"),
-        (broker.app, "x.properties", "enable-gateway = false\n"),
+        (broker.app, "x.properties", "session-manager-working-path = {folder}\n"),
     ],
 )
 def test_no_file_that_others_can_change_is_taken(
     app: typer.Typer, name: str, text: str, mode: int, tmp_path: Path
 ) -> None:
-    file = write(tmp_path / name, text, 0o640)
+    file = write(tmp_path / name, text.format(folder=tmp_path / "state"), 0o640)
     assert check(app, file)[0] == 0
     file.chmod(mode)
     code, out = check(app, file)
