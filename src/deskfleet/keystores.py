@@ -16,6 +16,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.serialization import pkcs12
 
+from deskfleet.certificates import explained
 from deskfleet.errors import SetupFailed
 from deskfleet.tls import show
 
@@ -51,7 +52,7 @@ def show_file(context: ssl.SSLContext, certificate: Path, key: Path | None, pass
         serialization.BestAvailableEncryption(once.encode()),
     )
     # OpenSSL takes both from files only.
-    with tempfile.TemporaryDirectory(prefix="deskfleet-") as folder:
+    with explained(certificate), tempfile.TemporaryDirectory(prefix="deskfleet-") as folder:
         pems = Path(folder) / "chain.pem", Path(folder) / "key.pem"
         pems[0].write_bytes(b"".join(_pem(one.certificate) for one in chain))
         pems[1].touch(0o600)

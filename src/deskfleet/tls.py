@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from deskfleet.certificates import explained, refuse_exposed
@@ -92,18 +93,28 @@ class Shown:
             await self.look()
 
     async def look(self) -> None:
-        """Show what is to be shown by now."""
-        try:
+        """Show what is to be shown by now. What can't be had leaves what is shown as it is."""
+        with _attempted():
             self._pair = await asyncio.to_thread(self._own)
-            for context, load in self._following:
+        for context, load in self._following:
+            with _attempted():
                 await asyncio.to_thread(load, empty_context())
                 # Here: no other thread may make connections of a context while it changes.
                 load(context)
-        except SetupFailed as error:
-            log.error("certificate.not-renewed", extra={"reason": error.message})  # noqa: TRY400 - the reason says it all
 
     def _load_own(self, context: ssl.SSLContext) -> None:
         show(context, *self._pair)
+
+
+@contextmanager
+def _attempted() -> Iterator[None]:
+    """Let a program run on without what fails in here, whatever it is: it will be tried again."""
+    try:
+        yield
+    except SetupFailed as error:
+        log.error("certificate.not-renewed", extra={"reason": error.message})  # noqa: TRY400 - the reason says it all
+    except Exception:
+        log.exception("certificate.not-renewed")
 
 
 def empty_context() -> ssl.SSLContext:

@@ -50,6 +50,14 @@ class TestListener:
         listener_context(write(tmp_path / "x.p12", brought.pkcs12(PASSWORD)), None, PASSWORD)
         assert list((tmp_path / "tmp").iterdir()) == []
 
+    def test_pkcs12_where_no_file_can_be_put_is_told(
+        self, brought: Brought, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
+        file = write(tmp_path / "x.p12", brought.pkcs12(PASSWORD))
+        with pytest.raises(SetupFailed, match="none"):
+            listener_context(file, None, PASSWORD)
+
     @pytest.mark.parametrize("password", ["", "s3cret"])
     def test_pem_with_its_key_beside_or_inside(
         self, password: str, brought: Brought, tmp_path: Path

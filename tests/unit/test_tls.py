@@ -95,3 +95,32 @@ def test_what_can_not_be_shown_at_the_start_is_told(machine: Machine, tmp_path: 
     shown = Shown(machine.pair)
     with pytest.raises(SetupFailed, match=r"none\.pem"):
         shown.context(lambda listener: show(listener, tmp_path / "none.pem", machine.pair()[1]))
+
+
+@pytest.mark.parametrize("error", [OSError(24, "too many open files"), ValueError("odd")])
+def test_whatever_fails_is_told_and_keeps_nothing_else_from_being_shown(
+    machine: Machine, tmp_path: Path, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    fails = False
+
+    def own() -> Pair:
+        if fails:
+            raise error
+        return machine.pair()
+
+    other = Machine(tmp_path / "other")
+    shown = Shown(own)
+    context = shown.context()
+    brought = shown.context(lambda listener: show(listener, *other.pair()))
+    before = shown_certificate(context)
+    fails = True
+    machine.names.add("desk2")
+    other.names.add("desk2")
+    with caplog.at_level(logging.ERROR):
+        asyncio.run(shown.look())
+    assert [one.message for one in caplog.records] == ["certificate.not-renewed"]
+    assert shown_certificate(context) == before
+    assert shown_certificate(brought) == on_disk(other.pair())
+    fails = False
+    asyncio.run(shown.look())
+    assert shown_certificate(context) == on_disk(machine.pair()) != before
