@@ -108,13 +108,13 @@ class Shown:
 
 @contextmanager
 def _attempted() -> Iterator[None]:
-    """Let a program run on without what fails in here, whatever it is: it will be tried again."""
+    """Let a program run on without what can't be had in here: it will be tried again."""
     try:
         yield
     except SetupFailed as error:
         log.error("certificate.not-renewed", extra={"reason": error.message})  # noqa: TRY400 - the reason says it all
-    except Exception:
-        log.exception("certificate.not-renewed")
+    except OSError as error:
+        log.error("certificate.not-renewed", extra={"reason": str(error)})  # noqa: TRY400 - likewise
 
 
 def empty_context() -> ssl.SSLContext:

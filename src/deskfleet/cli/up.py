@@ -12,17 +12,14 @@ import contextlib
 import dataclasses
 import fcntl
 import os
-import shlex
-import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import typer
-from rich.console import Console
 
 from deskfleet.agent import identity
 from deskfleet.agent import main as agent_main
@@ -31,10 +28,11 @@ from deskfleet.agent.main import Agent
 from deskfleet.broker import main as broker_main
 from deskfleet.broker.main import Doors
 from deskfleet.broker.service.sessions import SessionView
-from deskfleet.cli.person import current_user, program
+from deskfleet.cli.announcement import LOG_FILE, announce, create_line, tell
+from deskfleet.cli.person import current_user
 from deskfleet.cli.program import log_to, run
 from deskfleet.core.placement import Refusal
-from deskfleet.core.records import ApiClient, SessionRequest, Type
+from deskfleet.core.records import SessionRequest, Type
 from deskfleet.core.session import State
 from deskfleet.errors import SetupFailed, StartFailed
 from deskfleet.machine import here
@@ -44,16 +42,12 @@ from deskfleet.settings import (
     DESKTOP_PORT,
     AgentSettings,
     BrokerSettings,
-    default_state,
     read,
 )
 from deskfleet.system import write_private
 
 LINK_SECONDS = 30.0
 OPEN_SECONDS = 60.0
-CLIENT_FILE = "client.json"
-PASSWORD_FILE = "client-password"  # noqa: S105
-LOG_FILE = "deskfleet.log"
 NO_OWNER = (
     "There is no ordinary user on this machine who could own a session: add one"
     " (adduser NAME), or start with --allow-root-sessions."
@@ -68,16 +62,6 @@ class Output(StrEnum):
 class Driver(StrEnum):
     xvnc = "xvnc"
     simulated = "simulated"
-
-
-class Announcement(msgspec.Struct):
-    """What a program needs to use this deskfleet; also kept as `client.json` for the commands."""
-
-    url: str
-    desktops_url: str
-    ca_file: str
-    client_id: str
-    client_password_file: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,39 +101,40 @@ def up(
     """Run a whole deskfleet on this machine: API, agent and desktops in the browser."""
 
     async def main(stop: asyncio.Event) -> None:
-        broker = read(
-            BrokerSettings,
-            environment=os.environ,
-            flags={
+        broker, agent = _settings(
+            {
                 "state": state,
                 "client_port": client_port,
                 "agent_port": agent_port,
-                "advertise": "localhost",
                 "log_level": log_level,
             },
-        )
-        where = broker.state.expanduser().absolute()
-        broker = dataclasses.replace(broker, state=where)
-        agent = read(
-            AgentSettings,
-            environment=os.environ,
-            flags={
-                "state": where / "agent",
+            {
                 "desktop_port": desktop_port,
                 "driver": driver and driver.value,
                 "allow_root_sessions": allow_root_sessions or None,
             },
         )
         wishes = Wishes(output, open, owner=first_owner(agent))
-        with _alone(where):
-            log_to(broker, LOG_FILE, where)
+        with _alone(broker.state):
+            log_to(broker, LOG_FILE, broker.state)
             async with _everything(broker, agent) as (doors, server):
-                await _announce(where, doors, server, wishes, stop)
+                await _announce(broker.state, doors, server, wishes, stop)
                 await stop.wait()
                 if output is Output.text:
                     typer.echo("\nEnding. Desktops live on; the next start finds them.")
 
     run(main)
+
+
+def _settings(
+    broker_flags: Mapping[str, Any], agent_flags: Mapping[str, Any]
+) -> tuple[BrokerSettings, AgentSettings]:
+    flags = {**broker_flags, "advertise": "localhost"}
+    broker = read(BrokerSettings, environment=os.environ, flags=flags)
+    where = broker.state.expanduser().absolute()
+    flags = {**agent_flags, "state": where / "agent"}
+    agent = read(AgentSettings, environment=os.environ, flags=flags)
+    return dataclasses.replace(broker, state=where), agent
 
 
 @contextlib.contextmanager
@@ -211,110 +196,23 @@ async def _statement(doors: Doors, agent_state: Path) -> Path | None:
 async def _announce(
     state: Path, doors: Doors, server: Agent, wishes: Wishes, stop: asyncio.Event
 ) -> None:
-    announcement = await _announcement(state, doors, server)
+    announcement = await announce(state, doors, server)
     if wishes.output is Output.json:
         typer.echo(msgspec.json.encode(announcement).decode())
     else:
-        _tell(announcement, state, wishes.owner)
+        tell(announcement, state, wishes.owner)
     if wishes.owner is None:
         typer.echo(f"deskfleet: {NO_OWNER}", err=True)
     elif wishes.open and wishes.owner != current_user():
         typer.echo(
             f"deskfleet: {current_user()} may own no desktop here; for somebody else:"
-            f" {_create_line(state, wishes.owner)}",
+            f" {create_line(state, wishes.owner)}",
             err=True,
         )
     elif wishes.open:
         link = await _open(doors, stop)
         if link is not None:
             typer.echo(link if wishes.output is Output.json else f"\nYour desktop: {link}")
-
-
-async def _announcement(state: Path, doors: Doors, server: Agent) -> Announcement:
-    """Say where everything is; the API client is made at the first start, and kept."""
-    path = state / CLIENT_FILE
-    known = _known_client(path, doors)
-    password_file = state / PASSWORD_FILE
-    if known is None:
-        credentials = await doors.house.access.register_api_client(f"up@{socket.gethostname()}")
-        write_private(password_file, credentials.client_password.encode())
-        known = credentials.client_id
-    announcement = Announcement(
-        url=f"https://localhost:{doors.client_port}",
-        desktops_url=f"https://localhost:{server.desktop_port}",
-        ca_file=str(doors.ca_file),
-        client_id=known,
-        client_password_file=str(password_file),
-    )
-    write_private(path, msgspec.json.encode(announcement))
-    return announcement
-
-
-def _known_client(path: Path, doors: Doors) -> str | None:
-    try:
-        kept = msgspec.json.decode(path.read_bytes(), type=Announcement)
-    except (FileNotFoundError, msgspec.DecodeError):
-        return None
-    client = doors.house.replica.fleet.get(ApiClient, kept.client_id)
-    has_password = Path(kept.client_password_file).exists()
-    return kept.client_id if client is not None and client.active and has_password else None
-
-
-def _tell(announcement: Announcement, state: Path, owner: str | None) -> None:
-    console = Console(soft_wrap=True, highlight=False)
-    rows = {
-        "API": announcement.url + _elsewhere(announcement.url),
-        "Desktops": announcement.desktops_url,
-        "Authority": announcement.ca_file,
-        "Client id": announcement.client_id,
-        "Password": f"in {announcement.client_password_file}",
-        "Log": str(state / LOG_FILE),
-    }
-    console.print("[bold]deskfleet is up.[/bold]\n")
-    for name, value in rows.items():
-        console.print(f"  {name:<10}", style="dim", end="")
-        console.print(value, markup=False)
-    console.print("\nGet a token:\n")
-    console.print(f"  {_curl_line(announcement)}", markup=False)
-    if owner is not None:
-        console.print("\nOr let the command line do it, and open a first desktop:\n")
-        console.print(f"  {_create_line(state, owner)}", markup=False)
-        console.print(f"  {_connect_line(state, owner)}", markup=False)
-    console.print("\nCtrl-C ends it; desktops live on.")
-
-
-def _curl_line(announcement: Announcement) -> str:
-    # The password goes through a pipe: an argument could be read by every user of the machine.
-    password = f'"$(cat {shlex.quote(announcement.client_password_file)})"'
-    return (
-        f"printf 'user = \"%s:%s\"' {announcement.client_id} {password} |"
-        f" curl --config - --cacert {shlex.quote(announcement.ca_file)} --request POST"
-        f" '{announcement.url}/oauth2/token?grant_type=client_credentials'"
-    )
-
-
-def _elsewhere(url: str) -> str:
-    """Say where other machines find what this one finds at localhost."""
-    port = url.rpartition(":")[2]
-    names = (socket.getfqdn(), socket.gethostname())
-    known = next((name for name in names if not name.startswith("localhost")), None)
-    return "" if known is None else f"   (elsewhere: https://{known}:{port})"
-
-
-def _create_line(state: Path, owner: str) -> str:
-    return f"{program()} create-session --name first{_option('owner', owner)}{_in(state)} --wait"
-
-
-def _connect_line(state: Path, owner: str) -> str:
-    return f"{program()} connect first{_option('user', owner)}{_in(state)} --browser"
-
-
-def _option(name: str, owner: str) -> str:
-    return "" if owner == current_user() else f" --{name} {shlex.quote(owner)}"
-
-
-def _in(state: Path) -> str:
-    return "" if state == default_state() else f" --state {shlex.quote(str(state))}"
 
 
 def first_owner(agent: AgentSettings) -> str | None:
