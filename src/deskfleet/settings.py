@@ -46,6 +46,11 @@ def _setting(default: Any, meaning: str, rule: Rule | None = None) -> Any:
     return field(default=default, metadata={"meaning": meaning, "rule": rule})
 
 
+def _state(meaning: str) -> Any:
+    default = "$XDG_STATE_HOME/deskfleet, or ~/.local/state/deskfleet"
+    return field(default_factory=default_state, metadata={"meaning": meaning, "default": default})
+
+
 def _secret(meaning: str) -> Any:
     return field(default="", repr=False, metadata={"meaning": meaning, "secret": True})
 
@@ -72,9 +77,7 @@ def _log_rotate() -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class BrokerSettings:
-    state: Path = field(
-        default_factory=default_state, metadata={"meaning": "folder of keys, certificates, store"}
-    )
+    state: Path = _state("folder of keys, certificates, store")
     store: str = _setting("", "URL of the store; empty for SQLite in the state folder")
     client_host: str = _setting("0.0.0.0", "address that API clients connect to")  # noqa: S104
     client_port: int = _setting(CLIENT_PORT, "port that API clients connect to", port)
@@ -188,9 +191,7 @@ class BrokerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class AgentSettings:
-    state: Path = field(
-        default_factory=default_state, metadata={"meaning": "folder of identity and journal"}
-    )
+    state: Path = _state("folder of identity and journal")
     broker_url: str = _setting(f"https://localhost:{AGENT_PORT}", "agent port of a broker", urls)
     ca_file: Path | None = _setting(None, "PEM file of the authority that signed the broker")
     tls_strict: bool = _setting(
@@ -208,8 +209,16 @@ class AgentSettings:
     base_tags_folder: Path | None = _setting(
         None, "another folder of such files, whose tags those of tags_folder override"
     )
-    init_folder: Path | None = _setting(None, "folder of init files")
-    autorun_folder: Path | None = _setting(None, "folder of autorun files")
+    init_folder: Path | None = _setting(
+        None,
+        "folder of init files, which session owners must be able to reach; `init` below the state"
+        " folder if it isn't set",
+    )
+    autorun_folder: Path | None = _setting(
+        None,
+        "folder of autorun files, which session owners must be able to reach; `autorun` below the"
+        " state folder if it isn't set",
+    )
     max_virtual_sessions: int = _setting(
         -1, "virtual sessions on this server; -1 for no limit", number(-1)
     )
@@ -309,12 +318,21 @@ def examine(kind: type[BrokerSettings | AgentSettings], file: Path) -> Examined:
 
 
 def describe(kind: type[BrokerSettings | AgentSettings]) -> list[tuple[str, str, str]]:
-    """Return name, default and meaning of each setting: the source of the reference page."""
+    """Return name, default and meaning of each setting: the source of the reference page.
+
+    A default is as a TOML file would have it, without quotes; empty where there is none.
+    """
     rows = []
     for setting in dataclasses.fields(kind):
-        default = "" if setting.default is dataclasses.MISSING else str(setting.default)
+        default = setting.metadata.get("default") or _as_in_a_file(setting.default)
         rows.append((setting.name, default, str(setting.metadata["meaning"])))
     return rows
+
+
+def _as_in_a_file(value: object) -> str:
+    if value is None:
+        return ""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _sources(
@@ -326,5 +344,5 @@ def _sources(
     ours = {f"{PREFIX}{name.upper()}": name for name in fields_of(kind)}
     return [
         (ENVIRONMENT, {ours[name]: value for name, value in environment.items() if name in ours}),
-        ("flags", {name: value for name, value in flags.items() if value is not None}),
+        ("options", {name: value for name, value in flags.items() if value is not None}),
     ]

@@ -80,7 +80,8 @@ class House:
             [
                 *(sys.executable, "-m", "deskfleet.cli.dcvsm", "--broker-url", self.url),
                 *("--auth-server-url", told["token_endpoint"]),
-                *("--ca-bundle", str(self.ca_bundle), *command),
+                # The system vouches for the provider.
+                *("--ca-bundle", str(self.site.ca_file), *command),
             ],
             capture_output=True,
             text=True,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from support.mounts import read_only
-from support.programs import Site
+from support.programs import Program, Site
+from support.waiting import until
 
 
 def test_a_folder_that_nothing_can_be_kept_in_enrols_nobody(tmp_path: Path) -> None:
@@ -28,3 +29,24 @@ def test_a_state_folder_that_is_none(tmp_path: Path) -> None:
         agent = site.start_agent("agent", "--driver", "simulated")
         assert agent.process.wait(60) == 1
         assert "can't be used: Not a directory" in site.log("agent").splitlines()[-1]
+
+
+def test_two_agents_are_not_one_server(tmp_path: Path) -> None:
+    with Site(tmp_path) as site:
+        site.start_broker()
+        first = site.start_agent("agent", "--driver", "simulated")
+        portal = site.portal()
+        until(portal.available)
+        second = Program(
+            ["agent", "run", "--state", str(tmp_path / "agent"), "--driver", "simulated"],
+            tmp_path / "second.log",
+        )
+        assert second.wait() == 1
+        said = (tmp_path / "second.log").read_text()
+        assert said.startswith(f"deskfleet: an agent already runs with the state folder {tmp_path}")
+        assert said.count("\n") == 1
+        assert portal.available()
+        # The folder is free again as soon as its agent is dead, however it died.
+        first.kill()
+        site.start_agent("agent", "--driver", "simulated")
+        until(lambda: site.log("agent").count('"link.opened"') == 2)

@@ -440,7 +440,7 @@ def damage(path: Path) -> None:
         ("sqlite:////tmp/x.db?mode=ro&uri=true", "plain file"),
         ("sqlite:////no/such/folder/store.db", "does not exist: /no/such/folder"),
         ("sqlite:////proc/store.db", "can't be opened"),
-        ("postgresql://user:hunter2@db/fleet", "not supported: postgresql$"),
+        ("postgresql://user:hunter2@db/fleet", "not supported: postgresql; sqlite:///FILE is$"),
         ("nonsense", "URL"),
     ],
 )

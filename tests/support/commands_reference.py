@@ -100,7 +100,8 @@ def _row(parameter: Any) -> str:
 def _default(parameter: Any) -> str:
     if parameter.required:
         return "required"
-    default = parameter.default
+    told = getattr(parameter, "show_default", None)
+    default = told if isinstance(told, str) else parameter.default
     if default is None or default is False or default == ():
         return ""
     return f"`{getattr(default, 'value', default)}`"

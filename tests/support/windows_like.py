@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+import fcntl as locks
 import importlib.abc
 import importlib.machinery
 import os
@@ -136,6 +137,7 @@ def preload() -> None:
 def restrict() -> None:
     sys.meta_path.insert(0, Refusing())
     sys.modules["winreg"] = _winreg()
+    sys.modules["msvcrt"] = _msvcrt()
     _restrict_files()
     _restrict_loops()
     _restrict_programs()
@@ -238,6 +240,18 @@ def _be_on_ec2() -> None:
         return await genuine(self, factory, host, port, **named)
 
     loop.create_connection = connected
+
+
+def _msvcrt() -> ModuleType:
+    module: Any = ModuleType("msvcrt")
+    module.LK_NBLCK = 2
+
+    def locking(descriptor: int, mode: int, count: int) -> None:
+        assert mode == module.LK_NBLCK
+        locks.lockf(descriptor, locks.LOCK_EX | locks.LOCK_NB, count)
+
+    module.locking = locking
+    return module  # type: ignore[no-any-return]
 
 
 def _winreg() -> ModuleType:

@@ -12,7 +12,7 @@ import pytest
 
 from deskfleet.certificates import ensure_authority
 from deskfleet.cli import dcvsm_config as config
-from deskfleet.cli.dcvsm_config import FileUnusable, Options, find, places, read_file
+from deskfleet.cli.dcvsm_config import Configuration, FileUnusable, Options, places, read_file
 from deskfleet.client.tokens import AccessToken, ClientPassword
 from deskfleet.errors import Invalid, SetupFailed
 from deskfleet.system import SystemClock
@@ -21,6 +21,19 @@ URL = "https://broker:8443"
 INSTALL = PurePosixPath("/opt/dcvsm")
 CREDENTIALS = {"DCV_SM_CLIENT_ID": "id", "DCV_SM_CLIENT_PASSWORD": "guarded"}
 OWN_INSTALLATION = PurePosixPath("/opt/dcvsm/conf/dcvsmcli.conf")
+
+
+def find(
+    options: Options,
+    environment: Mapping[str, str],
+    install: PurePath,
+    told: list[str] | None = None,
+) -> Configuration:
+    """Find the configuration; without a list for warnings there must be none."""
+    warnings: list[str] = [] if told is None else told
+    found = config.find(options, environment, install, warnings.append)
+    assert told is not None or not warnings
+    return found
 
 
 def paths(*texts: str) -> tuple[PurePath, ...]:
@@ -89,7 +102,7 @@ def test_the_file_alone_is_enough(tmp_path: Path) -> None:
         "100%-guarded=#:",
         "https://tokens:1/oauth2/token?grant_type=client_credentials",
     )
-    assert (found.debug, found.verify, found.ca_bundle, found.notes) == (True, False, None, ())
+    assert (found.debug, found.verify, found.ca_bundle) == (True, False, None)
     assert "guarded" not in " ".join(found.origins)
 
 
@@ -272,8 +285,13 @@ def test_files_of_windows_editors_are_read(newline: str, mark: str, tmp_path: Pa
 )
 def test_an_unknown_key_is_told_with_the_nearest_one(text: str, note: str, tmp_path: Path) -> None:
     path = write(tmp_path, text)
-    found = find(Options(conf=str(path), broker_url=URL), CREDENTIALS, INSTALL)
-    assert found.notes == (f"warning: {path}: {note}",)
+    told: list[str] = []
+    find(Options(conf=str(path), broker_url=URL), CREDENTIALS, INSTALL, told)
+    assert told == [f"warning: {path}: {note}"]
+    # Also where something is refused: it may be the reason for that.
+    with pytest.raises(SetupFailed):
+        find(Options(conf=str(path)), {}, INSTALL, told := [])
+    assert told == [f"warning: {path}: {note}"]
 
 
 @pytest.mark.parametrize(

@@ -95,8 +95,8 @@ class TestMistakes:
             f"{file}, line 2: agent_port: True is not a number",
             f"{file}, line 3: zzz: it is not a setting",
             "environment: client_port: 'https' is not a whole number",
-            "flags: advertise: 7 is not text",
-            "flags: poll_seconds: 'soon' is not a number",
+            "options: advertise: 7 is not text",
+            "options: poll_seconds: 'soon' is not a number",
         ]
 
     def test_a_name_with_dashes(self, file: Path) -> None:
@@ -219,4 +219,7 @@ def test_every_setting_says_what_it_means(kind: type[BrokerSettings | AgentSetti
     rows = describe(kind)
     assert [name for name, _, _ in rows] == [field.name for field in dataclasses.fields(kind)]
     assert all(meaning for _, _, meaning in rows)
-    assert {name: default for name, default, _ in rows}["state"] == ""
+    defaults = {name: default for name, default, _ in rows}
+    assert "XDG_STATE_HOME" in defaults["state"]
+    assert defaults["log_directory"] == ""
+    assert not {"True", "False", "None"} & set(defaults.values())

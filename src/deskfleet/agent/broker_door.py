@@ -14,8 +14,9 @@ from xml.etree import ElementTree as ET
 import httpx
 
 from deskfleet.agent.identity import Identity
-from deskfleet.errors import Forbidden, Unavailable
+from deskfleet.errors import Forbidden, SetupFailed, Unavailable
 from deskfleet.ports import Clock
+from deskfleet.settings import AGENT_PORT
 
 LIMIT_SECONDS = 10.0
 RENEWAL = 0.8
@@ -50,7 +51,8 @@ class BrokerDoor:
         await self._http.aclose()
 
     async def enrol(self, statement: str | None, name: str) -> Identity:
-        """Register this agent by a software statement (RFC 7591). Raises `Forbidden`.
+        """Register this agent by a software statement (RFC 7591). Raises `Forbidden`, and
+        `SetupFailed` where agents have no business.
 
         A broker that has no time for it now is `Unavailable`: that is no refusal. Without a
         statement only a broker that asks for none takes it.
@@ -59,6 +61,11 @@ class BrokerDoor:
         answer = await self._post("/register", json={**shown, "client_name": name})
         if answer.status_code == httpx.codes.TOO_MANY_REQUESTS or answer.is_server_error:
             raise Unavailable(f"the broker answered {answer.status_code}")
+        if answer.status_code == httpx.codes.NOT_FOUND:
+            raise SetupFailed(
+                f"{answer.request.url.copy_with(path='')} is no agent port of a broker:"
+                f" that is {AGENT_PORT}, unless its administrator has chosen another"
+            )
         if answer.status_code != httpx.codes.CREATED:
             raise Forbidden(f"the broker does not enrol this server: {_reason(answer)}")
         body = answer.json()

@@ -31,6 +31,7 @@ from deskfleet.core.records import Facts
 from deskfleet.errors import Forbidden, PermissionsInvalid, SetupFailed, Unavailable
 from deskfleet.listener import bind, listening, new_gate, port_of
 from deskfleet.machine import here
+from deskfleet.machine.holding import held
 from deskfleet.ports import ServesClients, SessionDriver
 from deskfleet.settings import AgentSettings
 from deskfleet.system import SystemClock, open_key_file
@@ -162,6 +163,15 @@ async def running(
     here.make_private_folder(settings.state)
     driver = build_driver(settings)
     async with contextlib.AsyncExitStack() as stack:
+        # Two agents that were one server would take the link from each other, again and again.
+        stack.enter_context(
+            held(
+                settings.state,
+                "agent.lock",
+                f"an agent already runs with the state folder {settings.state}; end it first, or"
+                " choose another folder with --state",
+            )
+        )
         bound = None
         if not isinstance(driver, ServesClients):
             bound = bind(settings.desktop_host, settings.desktop_port, "desktops")

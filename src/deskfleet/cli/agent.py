@@ -1,6 +1,6 @@
 """`deskfleet agent run`: one agent, for the server it runs on.
 
-The options are handed over as environment variables to a program that takes this process's place
+The options are handed over, as `name=value`, to a program that takes this process's place
 (`agent_program`): the libraries that read them, and what these bring along, would be a third of
 the memory of an agent that runs for months.
 """
@@ -14,7 +14,6 @@ import typer
 
 from deskfleet.cli.config_report import File, Form, Output
 from deskfleet.machine import here
-from deskfleet.settings import PREFIX
 
 app = typer.Typer(no_args_is_help=True, help="Run an agent on a server.")
 
@@ -71,6 +70,5 @@ def run_agent(
     }
     here.become(
         "deskfleet.cli.agent_program",
-        [str(config)] if config else [],
-        {f"{PREFIX}{name.upper()}": str(v) for name, v in flags.items() if v is not None},
+        [str(config or ""), *(f"{name}={v}" for name, v in flags.items() if v is not None)],
     )

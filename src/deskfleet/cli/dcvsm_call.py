@@ -87,12 +87,12 @@ def _sent(run: Run, method: str, path: str, content: bytes | None) -> bytes:
 
 
 def _configuration(run: Run) -> config.Configuration:
-    found = config.find(run.options, os.environ, Path(sys.prefix))
+    found = config.find(run.options, os.environ, Path(sys.prefix), run.report.tell)
     known = found.credentials
     run.report.learn(known.token if isinstance(known, AccessToken) else known.password)
     run.report.debug = found.debug
-    for note in (*found.notes, *([] if found.verify else [UNCHECKED])):
-        run.report.tell(note)
+    if not found.verify:
+        run.report.tell(UNCHECKED)
     for origin in found.origins:
         run.report.detail(origin)
     return found

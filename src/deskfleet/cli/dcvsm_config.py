@@ -137,8 +137,6 @@ class Configuration:
     """None for the system's authorities."""
     verify: bool
     debug: bool
-    notes: tuple[str, ...]
-    """What to tell in any case."""
     origins: tuple[str, ...]
     """Where each setting was found, without its value."""
 
@@ -182,15 +180,23 @@ def _unix(environment: Mapping[str, str]) -> Iterator[PurePath]:
         yield home / ".config" / FILE_NAME
 
 
-def find(options: Options, environment: Mapping[str, str], install: PurePath) -> Configuration:
+def find(
+    options: Options,
+    environment: Mapping[str, str],
+    install: PurePath,
+    tell: Callable[[str], None],
+) -> Configuration:
     """Return what options, environment and file say together.
 
+    `tell` is given each warning, before anything is refused: it may be the reason for that.
     Raises `FileUnusable`, `Invalid` for a wrong option, `SetupFailed` for what is wrong elsewhere.
     """
     if options.conf is None:
         file = _first(places(environment, install))
     else:
         file = read_file(Path(options.conf))
+    for warning in () if file is None else file.strangers:
+        tell(warning)
     search = _Search(options, environment, file)
     search.read(FORMAT, _format)
     return Configuration(
@@ -199,7 +205,6 @@ def find(options: Options, environment: Mapping[str, str], install: PurePath) ->
         ca_bundle=search.read(CA_BUNDLE, _authorities),
         verify=not search.read(NO_VERIFY, _truth),
         debug=bool(search.read(DEBUG, _truth)),
-        notes=() if file is None else file.strangers,
         origins=tuple(search.origins),
     )
 

@@ -14,10 +14,8 @@ from deskfleet.errors import SetupFailed
 
 def current_user() -> str:
     """Return the person's name: the one behind sudo, where root was reached by it."""
-    is_root = sys.platform != "win32" and os.geteuid() == 0
-    behind = os.environ.get("SUDO_USER") if is_root else None
     try:
-        return behind or getpass.getuser()
+        return _behind_sudo() or getpass.getuser()
     except (KeyError, OSError) as error:
         raise SetupFailed("the current user has no name here: give --owner or --user") from error
 
@@ -27,10 +25,19 @@ def is_root() -> bool:
     return current_user() == "root"
 
 
+def _behind_sudo() -> str | None:
+    is_root = sys.platform != "win32" and os.geteuid() == 0
+    return os.environ.get("SUDO_USER") if is_root else None
+
+
 def program() -> str:
-    """Return what starts this program from the folder that it was started in, for a shell."""
+    """Return what starts this program from the folder that it was started in, for a shell.
+
+    Where that was sudo it is again: what root keeps for itself is found by root alone.
+    """
     found = shutil.which("deskfleet")
-    started = Path(sys.argv[0])
+    started, sudo = Path(sys.argv[0]), "sudo " if _behind_sudo() else ""
     if found is not None and Path(found).resolve() == started.resolve():
-        return "deskfleet"
-    return shlex.quote(str(started)) if os.access(started, os.X_OK) else "deskfleet"
+        return f"{sudo}deskfleet"
+    runs = os.access(started, os.X_OK)
+    return f"{sudo}{shlex.quote(str(started))}" if runs else f"{sudo}deskfleet"

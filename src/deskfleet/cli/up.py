@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import fcntl
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -36,6 +36,7 @@ from deskfleet.core.records import SessionRequest, Type
 from deskfleet.core.session import State
 from deskfleet.errors import SetupFailed, StartFailed
 from deskfleet.machine import here
+from deskfleet.machine.holding import held
 from deskfleet.settings import (
     AGENT_PORT,
     CLIENT_PORT,
@@ -137,23 +138,15 @@ def _settings(
     return dataclasses.replace(broker, state=where), agent
 
 
-@contextlib.contextmanager
-def _alone(state: Path) -> Iterator[None]:
+def _alone(state: Path) -> AbstractContextManager[None]:
     """Make sure that one program at a time works with a state folder."""
     here.make_private_folder(state)
-    try:
-        lock = (state / "up.lock").open("a")
-    except OSError as error:
-        raise SetupFailed(f"the state folder {state} can't be used: {error.strerror}") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise SetupFailed(
-                f"deskfleet already runs with the state folder {state}; end it first, or choose"
-                " another folder with --state"
-            ) from error
-        yield
+    return held(
+        state,
+        "up.lock",
+        f"deskfleet already runs with the state folder {state}; end it first, or choose another"
+        " folder with --state",
+    )
 
 
 @contextlib.asynccontextmanager

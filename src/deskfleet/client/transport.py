@@ -65,19 +65,29 @@ class Transport:
         self._credentials = credentials
         self._sleep = sleep
         self._tokens = Tokens(self._fetch_token, monotonic)
-        self._http = httpx.Client(
-            base_url=self._url,
-            verify=trust(ca_file, verify=verify),
-            timeout=timeout,
-            transport=wire,
-            event_hooks=_hooks(watcher),
-            # The proxies of the environment are for others, not for this machine.
-            trust_env=not _is_loopback(self._url.host),
-            headers={"User-Agent": f"deskfleet/{__version__}", "Accept": "application/json"},
-        )
+
+        def client(url: httpx.URL, context: ssl.SSLContext) -> httpx.Client:
+            return httpx.Client(
+                base_url=self._url,
+                verify=context,
+                timeout=timeout,
+                transport=wire,
+                event_hooks=_hooks(watcher),
+                # The proxies of the environment are for others, not for this machine.
+                trust_env=not _is_loopback(url.host),
+                headers={"User-Agent": f"deskfleet/{__version__}", "Accept": "application/json"},
+            )
+
+        self._http = client(self._url, trust(ca_file, verify=verify))
+        self._token_http = self._http
+        if isinstance(credentials, ClientPassword) and credentials.token_url is not None:
+            # The fleet's private authority vouches for brokers; the world's vouch for this one.
+            context = trust(ca_file, verify=verify, also_the_systems=True)
+            self._token_http = client(checked(credentials.token_url), context)
 
     def close(self) -> None:
         self._http.close()
+        self._token_http.close()
 
     def send(self, method: str, path: str, content: bytes | None = None) -> bytes:
         """Return the body of a 200; raises `ClientError` for everything else."""
@@ -98,20 +108,21 @@ class Transport:
             raise SetupFailed("the access token holds characters that no token has") from None
         return self._sent(request)
 
-    def _sent(self, request: httpx.Request) -> httpx.Response:
-        response = self._sent_once(request)
+    def _sent(self, request: httpx.Request, http: httpx.Client | None = None) -> httpx.Response:
+        http = http or self._http
+        response = self._sent_once(request, http)
         for _ in range(TRIES - 1):
             pause = _pause(response)
             if pause is None:
                 break
             self._sleep(pause)
-            response = self._sent_once(request)
+            response = self._sent_once(request, http)
         return response
 
-    def _sent_once(self, request: httpx.Request) -> httpx.Response:
+    def _sent_once(self, request: httpx.Request, http: httpx.Client) -> httpx.Response:
         place = f"{request.url.scheme}://{request.url.netloc.decode()}"
         try:
-            return self._http.send(request)
+            return http.send(request)
         except httpx.TimeoutException as error:
             raise Unreachable(f"{place} did not answer in time") from error
         except (httpx.TransportError, httpx.DecodingError) as error:
@@ -119,7 +130,7 @@ class Transport:
 
     def _fetch_token(self) -> Grant:
         assert isinstance(self._credentials, ClientPassword)
-        response = self._sent(self._token_request(self._credentials))
+        response = self._sent(self._token_request(self._credentials), self._token_http)
         if response.status_code in {400, 401, 403}:
             reason = f"the broker does not accept these client credentials: {_reason(response)}"
             raise CredentialsRefused(reason, status=response.status_code)
@@ -134,7 +145,7 @@ class Transport:
         if credentials.token_url is not None:
             url = checked(credentials.token_url)
         asked = {} if "grant_type" in url.params else {"grant_type": "client_credentials"}
-        request = self._http.build_request(
+        request = self._token_http.build_request(
             "POST", url, data=asked, headers={"Content-Type": "application/x-www-form-urlencoded"}
         )
         basic = httpx.BasicAuth(credentials.client_id, credentials.password)
@@ -171,12 +182,19 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def trust(ca_file: Path | None, *, verify: bool = True) -> ssl.SSLContext:
-    """Return what checks a broker's certificate. Raises `SetupFailed` where the file is no good."""
+def trust(
+    ca_file: Path | None, *, verify: bool = True, also_the_systems: bool = False
+) -> ssl.SSLContext:
+    """Return what checks certificates: by the file alone where one is named, by default.
+
+    Raises `SetupFailed` where the file is no good.
+    """
     try:
         context = ssl.create_default_context(cafile=ca_file)
     except OSError as error:
         raise SetupFailed(f"the authority's certificate {ca_file} can't be read: {error}") from None
+    if also_the_systems:
+        context.load_default_certs()
     if not verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -185,6 +203,8 @@ def trust(ca_file: Path | None, *, verify: bool = True) -> ssl.SSLContext:
 
 def _why(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
+    if "Hostname mismatch" in text or "IP address mismatch" in text:
+        return f"its certificate is for other names than this one ({text})"
     if "CERTIFICATE_VERIFY_FAILED" in text:
         return f"its certificate is not trusted here; name its authority's CA file ({text})"
     return text

@@ -171,7 +171,7 @@ _REPLACED = (
     ),
     Key(
         "broker-to-broker-distributed-memory-max-size-mb",
-        instead="there is no grid memory; 10,000 sessions take a broker 250 MB",
+        instead="there is no grid memory; 10,000 sessions take a broker less than 250 MB",
     ),
     Key("broker-to-broker-key-store-file", instead=_BETWEEN),
     Key("broker-to-broker-key-store-pass", instead=_BETWEEN, secret=True),

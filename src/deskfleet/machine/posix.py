@@ -6,6 +6,7 @@ Has the same functions as `windows`, and their contracts stand here.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import grp
 import os
 import pwd
@@ -105,6 +106,15 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def take(descriptor: int) -> bool:
+    """Take a file for this program alone as long as it is open; False where another has it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def replace(fresh: Path, path: Path) -> None:
     """Put a file in the place of another, at once, whether that is there or not."""
     fresh.replace(path)
@@ -122,13 +132,10 @@ def on_stop(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> None:
         loop.add_signal_handler(number, stop)
 
 
-def become(module: str, arguments: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
-    """Run a module as the program of this process, with these variables on top of its own."""
-    os.execve(  # noqa: S606 - no shell is wanted
-        sys.executable,
-        [sys.executable, "-P", "-m", module, *arguments],
-        {**os.environ, **environment},
-    )
+def become(module: str, arguments: Sequence[str]) -> NoReturn:
+    """Run a module as the program of this process."""
+    # No shell is wanted.
+    os.execv(sys.executable, [sys.executable, "-P", "-m", module, *arguments])  # noqa: S606
 
 
 def most_files() -> int:

@@ -73,7 +73,8 @@ def refuse_unsafe_folder(folder: Path, user: int | None = None) -> None:
         if status.st_uid not in {0, whose}:
             raise SetupFailed(
                 f"{folder} can't be trusted: {place} belongs to somebody else"
-                f" (user {status.st_uid})"
+                f" (user {status.st_uid}); run this as that user (for a broker that was"
+                " installed as a service, deskfleet-broker does)"
             )
         open_to_all = status.st_mode & stat.S_IWOTH and not stat.S_ISLNK(status.st_mode)
         if open_to_all and (place == real or not status.st_mode & stat.S_ISVTX):

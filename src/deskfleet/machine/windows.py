@@ -131,6 +131,18 @@ def sync_folder(folder: Path) -> None:
     """Do nothing: NTFS keeps the order of renames in its own journal, and opens no folder."""
 
 
+def take(descriptor: int) -> bool:
+    """Take a file for this program alone as long as it is open; False where another has it."""
+    if sys.platform == "win32":
+        import msvcrt  # noqa: PLC0415 - only Windows has it
+
+        try:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+    return True
+
+
 def replace(fresh: Path, path: Path, sleep: Callable[[float], None] = time.sleep) -> None:
     """A file that somebody reads can't be replaced here; a virus scanner reads what is new."""
     for seconds in _REPLACE_SECONDS:
@@ -156,9 +168,8 @@ def on_stop(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> None:
             signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop))
 
 
-def become(module: str, arguments: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
+def become(module: str, arguments: Sequence[str]) -> NoReturn:
     """Here no program takes another's place: the module runs in what is there, and costs more."""
-    os.environ.update(environment)
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
     sys.exit(0)

@@ -162,7 +162,8 @@ def supported(url: str) -> URL:
     except ArgumentError as error:
         raise SetupFailed("the store's URL can't be read") from error
     if parsed.drivername not in {"sqlite", "sqlite+pysqlite"}:
-        raise SetupFailed(f"a store of this kind is not supported: {parsed.drivername}")
+        kind = parsed.drivername
+        raise SetupFailed(f"a store of this kind is not supported: {kind}; sqlite:///FILE is")
     return parsed
 
 

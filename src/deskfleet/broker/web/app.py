@@ -160,8 +160,9 @@ class Guard:
     def _log(
         self, route: Route, caller: str | None, request: Request, status: int, started: float
     ) -> None:
-        # Reads that went well are the bulk, and nobody's news.
-        level = logging.DEBUG if status < 400 and "escribe" in route.path else logging.INFO
+        # Reads, and what brokers ask of each other, are the bulk, and nobody's news if all is well.
+        often = "escribe" in route.path or route.caller is Caller.PEER
+        level = logging.DEBUG if status < 400 and often else logging.INFO
         if not log.isEnabledFor(level):
             return
         facts = {
