@@ -53,7 +53,7 @@ def peers(net: Net, clock: Clock) -> PeerClient:
     return PeerClient(cast(Access, access), http, cast(Any, clock))
 
 
-def test_a_broker_out_of_reach_is_poked_again_later() -> None:
+def test_a_broker_out_of_reach_is_poked_again_later(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:
         net, clock = Net(), Clock()
         client = peers(net, clock)
@@ -62,6 +62,9 @@ def test_a_broker_out_of_reach_is_poked_again_later() -> None:
             await client.poke(NEAR)
             clock.seconds += 2
         assert net.asked == ["far", *["near"] * 5]
+        (told,) = caplog.records
+        assert (told.message, told.__dict__["url"]) == ("poke.lost", "https://far")
+        assert "no answer" in told.__dict__["reason"]
         clock.seconds += UNREACHED_SECONDS
         net.is_down = False
         for _ in range(3):

@@ -89,9 +89,10 @@ class PeerClient:
                 f"{broker.url}/broker/poke", headers=self._headers(), timeout=POKE_SECONDS
             )
             reached = True
-        except (httpx.HTTPError, httpx.InvalidURL):
-            # It finds out at its next poll.
-            log.debug("poke.lost", extra={"broker_id": broker.id})
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            # It finds out at its next poll; but where this goes on, somebody has to see to it.
+            facts = {"broker_id": broker.id, "url": broker.url, "reason": str(error)}
+            log.warning("poke.lost", extra=facts)
         finally:
             wait = 0.0 if reached else UNREACHED_SECONDS
             self._no_poke_before[broker.id] = self._clock.monotonic() + wait
