@@ -392,8 +392,14 @@ def test_sessions_start_and_stop_side_by_side(house: House) -> None:
 
 def test_a_driver_says_its_version_and_that_it_is_well(house: House) -> None:
     async def story(driver: SessionDriver, _ends: Ends) -> None:
-        version = await driver.version()
-        assert version[0].isdigit()
+        told.append(await driver.version())
         assert await driver.trouble() is None
 
+    told: list[str] = []
     play(house, story)
+    if told == ["unknown"]:
+        # Debian 13's Xvnc says nothing when it is asked.
+        asked = subprocess.run(["Xvnc", "-version"], capture_output=True, check=False)
+        assert b"TigerVNC" not in asked.stdout + asked.stderr
+    else:
+        assert told[0][0].isdigit()

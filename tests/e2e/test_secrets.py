@@ -108,7 +108,8 @@ class Run:
         self.portal = site.portal()
         until(self.portal.available)
         statement = site.folder / "statement"
-        text = secrets.add("software statement", statement.read_text(), statement)
+        text = statement.read_text().splitlines()[-1]
+        secrets.add("software statement", text, statement)
         secrets.add("its secret", json.loads(base64.b64decode(text))["secret"])
         secrets.add("client password", site.credentials[1])
         identity = site.folder / "agent" / "identity.json"

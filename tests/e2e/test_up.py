@@ -276,6 +276,8 @@ def test_open_makes_a_session_and_prints_a_link_that_works(tmp_path: Path) -> No
 def test_a_machine_without_ordinary_users_is_told_so(tmp_path: Path, told: str) -> None:
     need_root("hiding the users of this machine")
     need_xvnc()
+    if subprocess.run(["unshare", "--mount", "true"], check=False).returncode != 0:
+        pytest.skip("mounts can't be hidden here: the root folder is none")
     passwd = tmp_path / "passwd"
     passwd.write_text("root:x:0:0::/root:/bin/sh\ndaemon:x:1:1::/:/bin/false\n")
     script = 'mount --bind "$0" /etc/passwd && exec "$@"'

@@ -539,7 +539,7 @@ def test_programs_find_a_clean_place_and_their_arguments(folder: Path) -> None:
 def test_an_init_file_starts_the_desktop_and_ends_it(folder: Path) -> None:
     program(
         folder / "init/kiosk",
-        '#!/bin/sh\nicewm &\ntouch "$XDG_RUNTIME_DIR/mine"\n'
+        '#!/bin/sh\nicewm 2>/dev/null &\ntouch "$XDG_RUNTIME_DIR/mine"\n'
         'until [ -e "$XDG_RUNTIME_DIR/leave" ]; do sleep 0.05; done\nexit 3\n',
     )
     program(folder / "autorun/late", '#!/bin/sh\ntouch "$XDG_RUNTIME_DIR/late"\n')
