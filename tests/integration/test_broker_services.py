@@ -17,7 +17,12 @@ from PIL import Image
 from deskfleet.broker.service import housekeeping, placing
 from deskfleet.broker.service.access import Audience
 from deskfleet.broker.service.replica import Replica
-from deskfleet.broker.service.screenshots import NO_PICTURE, NO_SUCH_SESSION, Wish
+from deskfleet.broker.service.screenshots import (
+    NO_INSTANT,
+    NO_PICTURE,
+    NO_SUCH_SESSION,
+    Wish,
+)
 from deskfleet.broker.service.servers import NOT_FOUND, Closing, Code
 from deskfleet.broker.service.sessions import NO_SUCH_SESSION as NO_SUCH_SESSION_TO_DELETE
 from deskfleet.broker.service.sessions import Deletion, PermissionsUpdate
@@ -1363,6 +1368,12 @@ def a_png(width: int, height: int) -> bytes:
     return content.getvalue()
 
 
+NEVER_IN_UTC = (
+    datetime.fromisoformat("0001-01-01T00:00:00+23:59"),
+    datetime.fromisoformat("9999-12-31T23:59:59-23:59"),
+)
+
+
 class TestScreenshots:
     PICTURE = Picture(format="png", content=a_png(1, 1), taken_at=NOON)
 
@@ -1403,6 +1414,10 @@ class TestScreenshots:
                 ({"pictures": (replace(self.PICTURE, format="svg"),)}, NO_PICTURE),
                 ({"pictures": (replace(self.PICTURE, format="jpeg"),)}, NO_PICTURE),
                 ({"pictures": (replace(self.PICTURE, content=a_png(2, 1)),)}, NO_PICTURE),
+                *(
+                    ({"pictures": (self.PICTURE, replace(self.PICTURE, taken_at=at))}, NO_INSTANT)
+                    for at in NEVER_IN_UTC
+                ),
             ]
             for number, (fields, shot) in enumerate(expected, start=1):
                 taking = asyncio.create_task(

@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 from deskfleet.broker.service.links import Links
 from deskfleet.broker.service.liveness import Liveness
+from deskfleet.broker.service.observing import in_utc
 from deskfleet.broker.service.replica import Replica
 from deskfleet.broker.service.sessions import Sessions
 from deskfleet.core.pictures import look
@@ -26,8 +27,8 @@ from deskfleet.ports import Picture
 NO_SUCH_SESSION = Refusal("Dcv session not found.")
 """Compared by clients, letter by letter."""
 
-
 NO_PICTURE = Refusal("What the session's server sent is no picture.")
+NO_INSTANT = Refusal("The session's server sent a picture of a time that no calendar has.")
 MOST_PICTURES = 16
 """Of one session: a screen each."""
 
@@ -93,7 +94,7 @@ class Screenshots:
                     max_height=wish.max_height,
                     format=wish.format,
                 )
-                return pictures if _are_asked_for(pictures, wish) else NO_PICTURE
+                return _flaw(pictures, wish) or pictures
             return await self._elsewhere(session.server_id, wish, pass_on=pass_on)
         except Missing:
             return NO_SUCH_SESSION
@@ -108,14 +109,17 @@ class Screenshots:
         return await self._ask_broker(broker, wish)
 
 
-def _are_asked_for(pictures: Sequence[Picture], wish: Wish) -> bool:
-    """Tell whether pictures are what they say, no larger than was asked for, and not too many."""
-    return 0 < len(pictures) <= MOST_PICTURES and all(
+def _flaw(pictures: Sequence[Picture], wish: Wish) -> Refusal | None:
+    """Return why pictures go to no client: not what they say, larger than asked for, too many."""
+    is_asked_for = 0 < len(pictures) <= MOST_PICTURES and all(
         (seen := look(picture.content)) is not None
         and seen.format == picture.format
         and (seen.width <= wish.max_width and seen.height <= wish.max_height)
         for picture in pictures
     )
+    if not is_asked_for:
+        return NO_PICTURE
+    return None if all(in_utc(picture.taken_at) for picture in pictures) else NO_INSTANT
 
 
 def _not_ready(state: State) -> str:
