@@ -24,10 +24,11 @@ from deskfleet.broker.service.screenshots import (
     Wish,
 )
 from deskfleet.broker.service.servers import NOT_FOUND, Closing, Code
+from deskfleet.broker.service.sessions import NO_ROOM, Deletion, PermissionsUpdate
 from deskfleet.broker.service.sessions import NO_SUCH_SESSION as NO_SUCH_SESSION_TO_DELETE
-from deskfleet.broker.service.sessions import Deletion, PermissionsUpdate
 from deskfleet.broker.stores.group_commit import Changes, GroupCommit
 from deskfleet.broker.stores.memory import MemoryStore
+from deskfleet.core import server
 from deskfleet.core.change import ChangeSet, Check, Drop, Put
 from deskfleet.core.placement import Refusal
 from deskfleet.core.records import (
@@ -46,7 +47,7 @@ from deskfleet.core.records import (
     SigningKey,
     SoftwareStatement,
 )
-from deskfleet.core.server import Unavailability
+from deskfleet.core.server import Unavailability, told_bytes
 from deskfleet.core.session import State, Substate, replace
 from deskfleet.errors import (
     Conflict,
@@ -571,6 +572,31 @@ class TestPermissions:
             ]
             await agent.desired(
                 lambda wanted: wanted[session.id].spec.request.permissions_file == file
+            )
+
+        run(scenario)
+
+    def test_where_no_more_can_be_told_none_are_made_longer_and_nothing_is_placed(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def scenario(house: TestHouse) -> None:
+            agent = await PlayedAgent(house, "n1").connect()
+            [session] = await create(house)
+            await agent.wanted(session.id)
+            long = permissions("[permissions]\nbob allow display\n" + "\n" * 99)
+            short = permissions("[permissions]\n")
+            told = told_bytes(replace(session.request, permissions_file=short))
+            monkeypatch.setattr(server, "MOST_TOLD_BYTES", told + 1)
+            updates = [PermissionsUpdate(session.id, "alice", file) for file in (long, short)]
+            for update, answer in ((0, None), (0, None), (1, None), (0, None)):
+                assert await house.sessions.update_permissions([updates[update]]) == [answer]
+            longer = PermissionsUpdate(session.id, "alice", permissions("\n" * 999))
+            assert await house.sessions.update_permissions([longer]) == [NO_ROOM]
+            [refused] = await house.sessions.create([a_request()])
+            assert isinstance(refused, Refusal)
+            assert refused.reason.endswith("1 of 1 are full")
+            await agent.desired(
+                lambda wanted: wanted[session.id].spec.request.permissions_file == long
             )
 
         run(scenario)

@@ -15,6 +15,7 @@ from typing import TypeAlias, TypeVar
 import msgspec
 
 from deskfleet.core.records import Facts, Frozen, Intent, Report
+from deskfleet.core.server import MOST_TOLD_BYTES
 from deskfleet.errors import ProtocolError
 from deskfleet.ports import Picture, Running, SessionSpec
 from deskfleet.wire.bounds import bounded
@@ -25,9 +26,10 @@ VERSION = 1
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 """Of what an agent says. Screenshots and full sets of some ten thousand sessions fit."""
 
-MAX_SET_BYTES = 64 * 1024 * 1024
+MAX_SET_BYTES = MOST_TOLD_BYTES + 16 * 1024 * 1024
 """Of what a broker says: a desired set holds the permissions files of all sessions that are to run
-on a server, and a thousand of the longest fit."""
+on a server. No session is placed on one of which there is so much to say; what is more than that
+is for brokers that place, or change permissions, at the same moment."""
 
 
 class Observed(Frozen, frozen=True):
