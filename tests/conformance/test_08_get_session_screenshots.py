@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from deskfleet.core.pictures import MOST_PIXELS
 from deskfleet.core.records import Phase
 from support.conformance import UNKNOWN_ID, Api, Play, on
 from support.waiting import until
@@ -74,6 +75,17 @@ class TestRequestParameters:
         self, api: Api, session: str, sizes: dict[str, int], expected: tuple[int, int]
     ) -> None:
         assert size_of(images(api, session, **sizes)[0]) == expected
+
+    @pytest.mark.own_broker
+    def test_no_server_is_asked_for_more_than_a_screen_has(
+        self, api: Api, owner: str, play: Play
+    ) -> None:
+        server = play()
+        session_id = api.ready(owner, **on(server))
+        images(api, session_id, MaxWidth=2**63 - 1, MaxHeight=MOST_PIXELS + 1)
+        images(api, session_id, MaxWidth=7, MaxHeight=MOST_PIXELS)
+        asked = [(wish.max_width, wish.max_height) for wish in server.wishes]
+        assert asked == [(MOST_PIXELS, MOST_PIXELS), (7, MOST_PIXELS)]
 
     def test_sizes_are_limits(self, api: Api, session: str) -> None:
         width, height = size_of(images(api, session, MaxWidth=80, MaxHeight=60)[0])

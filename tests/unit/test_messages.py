@@ -13,10 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import inspect
 
+from deskfleet.broker.service.camera import MOST_PICTURES
 from deskfleet.broker.stores.codec import Codec
 from deskfleet.broker.web.bodies import MAX_NAME
 from deskfleet.core import permissions, requirements
 from deskfleet.core.change import Stored
+from deskfleet.core.pictures import MOST_BYTES
 from deskfleet.core.records import (
     MOST_CHARACTERS,
     Endpoint,
@@ -38,6 +40,7 @@ from deskfleet.wire.bounds import MOST_ID_CHARACTERS, bounded
 from deskfleet.wire.messages import (
     MAX_MESSAGE_BYTES,
     MAX_SET_BYTES,
+    MOST_PART_BYTES,
     Desire,
     Desired,
     FactsChanged,
@@ -47,6 +50,7 @@ from deskfleet.wire.messages import (
     Hello,
     Observation,
     Observed,
+    PicturePart,
     Refusal,
     Screenshot,
     TakeScreenshot,
@@ -54,6 +58,7 @@ from deskfleet.wire.messages import (
     decode_from_agent,
     decode_from_broker,
     encode,
+    in_parts,
 )
 from support.builders import NOON, a_report, a_request, a_session, a_spec, some_facts
 
@@ -82,6 +87,7 @@ FROM_AGENT: list[FromAgent] = [
     Observation(epoch=1, serial=2, observed=(OBSERVED, Observed(report=OBSERVED.report))),
     FactsChanged(epoch=1, facts=FACTS),
     Heartbeat(epoch=9),
+    PicturePart(request=3, picture=1, content=b"\x89\0"),
     Screenshot(request=3, pictures=(Picture(format="png", content=b"\x89\0", taken_at=NOON),)),
     Screenshot(request=3, missing=True, reason="gone"),
 ]
@@ -171,6 +177,39 @@ def test_a_message_may_be_so_large_and_no_larger() -> None:
     assert decode_from_agent(line + b" " * (MAX_MESSAGE_BYTES - len(line))) == Heartbeat(epoch=1)
     with pytest.raises(ProtocolError, match="larger"):
         decode_from_agent(line + b" " * (MAX_MESSAGE_BYTES - len(line) + 1))
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [(), (0,), (MOST_PART_BYTES,), (MOST_PART_BYTES + 1,), (MOST_BYTES,), (7, 10**6, 9, 10**6)],
+)
+def test_a_picture_of_any_size_is_said_in_small_messages(sizes: tuple[int, ...]) -> None:
+    pictures = tuple(
+        Picture(format="png", content=bytes([place]) * size, taken_at=NOON)
+        for place, size in enumerate(sizes)
+    )
+    *parts, last = in_parts(Screenshot(request=3, pictures=pictures))
+    contents = [b""] * len(sizes)
+    for part in parts:
+        assert isinstance(part, PicturePart)
+        assert len(encode(part)) < MAX_MESSAGE_BYTES / 16
+        assert 0 < len(part.content) <= MOST_PART_BYTES
+        contents[part.picture] += part.content
+    assert isinstance(last, Screenshot)
+    assert len(encode(last)) < MAX_MESSAGE_BYTES
+    told = [one.content for one in last.pictures]
+    assert [a + b for a, b in zip(contents, told, strict=True)] == [one.content for one in pictures]
+
+
+def test_what_fits_is_said_in_one_message() -> None:
+    for answer in (
+        Screenshot(request=3, missing=True, reason="gone"),
+        Screenshot(request=3, pictures=(Picture(format="png", content=b"x", taken_at=NOON),) * 16),
+    ):
+        assert list(in_parts(answer)) == [answer]
+    full = Picture(format="png", content=b"x" * MOST_PART_BYTES, taken_at=NOON)
+    [message] = in_parts(Screenshot(request=3, pictures=(full,) * MOST_PICTURES))
+    assert len(encode(message)) < MAX_MESSAGE_BYTES
 
 
 def unlimited(info: inspect.Type, path: str = "") -> Iterator[str]:

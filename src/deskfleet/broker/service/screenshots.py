@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from deskfleet.broker.service.camera import MOST_PICTURES, Pictures
 from deskfleet.broker.service.links import Links
 from deskfleet.broker.service.liveness import Liveness
 from deskfleet.broker.service.observing import in_utc
@@ -20,17 +21,16 @@ from deskfleet.broker.service.sessions import Sessions
 from deskfleet.core.pictures import look
 from deskfleet.core.placement import Refusal
 from deskfleet.core.records import Broker
-from deskfleet.core.session import State
-from deskfleet.errors import Missing, Unavailable
-from deskfleet.ports import Picture
+from deskfleet.core.session import State, name_on_server
+from deskfleet.errors import Missing, TooLarge, Unavailable
 
 NO_SUCH_SESSION = Refusal("Dcv session not found.")
 """Compared by clients, letter by letter."""
 
 NO_PICTURE = Refusal("What the session's server sent is no picture.")
+LATE = Refusal("the server did not send a screenshot in time")
 NO_INSTANT = Refusal("The session's server sent a picture of a time that no calendar has.")
-MOST_PICTURES = 16
-"""Of one session: a screen each."""
+SCREENSHOT_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Wish:
     format: str
 
 
-Shot: TypeAlias = tuple[Picture, ...] | Refusal
+Shot: TypeAlias = Pictures | Refusal
 AskBroker: TypeAlias = Callable[[Broker, Wish], Awaitable[Shot]]
 """Asks another broker for the pictures of a session on a server that is linked to it."""
 
@@ -87,18 +87,21 @@ class Screenshots:
             return Refusal(_not_ready(state))
         agent = self._links.of(session.server_id)
         try:
-            if agent is not None:
-                pictures = await agent.take_screenshot(
-                    wish.session_id,
+            if agent is None:
+                return await self._elsewhere(session.server_id, wish, pass_on=pass_on)
+            async with asyncio.timeout(SCREENSHOT_SECONDS):
+                pictures = await agent.camera.take(
+                    name_on_server(session),
                     max_width=wish.max_width,
                     max_height=wish.max_height,
                     format=wish.format,
                 )
-                return _flaw(pictures, wish) or pictures
-            return await self._elsewhere(session.server_id, wish, pass_on=pass_on)
+            return _flaw(pictures, wish) or pictures
         except Missing:
             return NO_SUCH_SESSION
-        except Unavailable as error:
+        except TimeoutError:
+            return LATE
+        except (TooLarge, Unavailable) as error:
             return Refusal(error.message)
 
     async def _elsewhere(self, server_id: str, wish: Wish, *, pass_on: bool) -> Shot:
@@ -109,7 +112,7 @@ class Screenshots:
         return await self._ask_broker(broker, wish)
 
 
-def _flaw(pictures: Sequence[Picture], wish: Wish) -> Refusal | None:
+def _flaw(pictures: Pictures, wish: Wish) -> Refusal | None:
     """Return why pictures go to no client: not what they say, larger than asked for, too many."""
     is_asked_for = 0 < len(pictures) <= MOST_PICTURES and all(
         (seen := look(picture.content)) is not None

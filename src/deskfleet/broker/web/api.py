@@ -27,6 +27,7 @@ from deskfleet.broker.web.bodies import decode_body, to_request
 from deskfleet.broker.web.limits import body_of
 from deskfleet.broker.web.rights import settled, settled_client
 from deskfleet.core.fleet import Place, place_of
+from deskfleet.core.pictures import MOST_PIXELS
 from deskfleet.core.placement import Refusal
 from deskfleet.core.records import KIND_OF, Facts, Session
 from deskfleet.core.server import Availability
@@ -281,8 +282,8 @@ class Api:
             raise Invalid("MaxHeight must be greater than 0")
         return Wish(
             session_id=item.session_id or "",
-            max_width=width or self._defaults.screenshot_width,
-            max_height=height or self._defaults.screenshot_height,
+            max_width=min(width or self._defaults.screenshot_width, MOST_PIXELS),
+            max_height=min(height or self._defaults.screenshot_height, MOST_PIXELS),
             format=self._defaults.screenshot_format,
         )
 

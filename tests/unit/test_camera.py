@@ -1,0 +1,160 @@
+"""The pictures that an agent is asked for: whole, whatever they came in, or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from deskfleet.broker.service.camera import MOST_PICTURES, Camera, Pictures
+from deskfleet.core.pictures import MOST_BYTES
+from deskfleet.errors import Missing, TooLarge, Unavailable
+from deskfleet.ports import Picture
+from deskfleet.wire.messages import (
+    Heartbeat,
+    PicturePart,
+    Screenshot,
+    TakeScreenshot,
+    in_parts,
+)
+from support.builders import NOON
+
+MEBIBYTE = 1024 * 1024
+
+
+class Asked:
+    """A camera, and what its agent was asked."""
+
+    def __init__(self) -> None:
+        self.wishes: list[TakeScreenshot] = []
+        self.camera = Camera(self._take)
+
+    async def _take(self, wish: TakeScreenshot) -> None:
+        self.wishes.append(wish)
+
+    async def begin(self) -> asyncio.Task[Pictures]:
+        taking = asyncio.create_task(
+            self.camera.take("s1", max_width=9, max_height=8, format="png")
+        )
+        await asyncio.sleep(0)
+        return taking
+
+    def hear(self, **fields: Any) -> None:
+        self.camera.hear(Screenshot(request=self.wishes[-1].request, **fields))
+
+    def part(self, content: bytes, picture: int = 0) -> PicturePart:
+        return PicturePart(request=self.wishes[-1].request, picture=picture, content=content)
+
+
+def play(scenario: Callable[[Asked], Coroutine[Any, Any, None]]) -> None:
+    async def whole() -> None:
+        async with asyncio.timeout(20):
+            await scenario(Asked())
+
+    asyncio.run(whole())
+
+
+def a_picture(content: bytes) -> Picture:
+    return Picture(format="png", content=content, taken_at=NOON)
+
+
+@pytest.mark.parametrize("sizes", [(0,), (5,), (MOST_BYTES,), (3, 2 * MEBIBYTE, 4, MEBIBYTE)])
+def test_it_is_what_was_sent(sizes: tuple[int, ...]) -> None:
+    pictures = tuple(a_picture(bytes([place]) * size) for place, size in enumerate(sizes))
+
+    async def scenario(asked: Asked) -> None:
+        taking = await asked.begin()
+        [wish] = asked.wishes
+        assert (wish.session_id, wish.max_width, wish.max_height) == ("s1", 9, 8)
+        for message in in_parts(Screenshot(request=wish.request, pictures=pictures)):
+            assert asked.camera.awaits(message)
+            asked.camera.hear(message)
+        assert await taking == pictures
+
+    play(scenario)
+
+
+def test_two_at_once_are_kept_apart() -> None:
+    async def scenario(asked: Asked) -> None:
+        tasks = [await asked.begin() for _ in range(2)]
+        wishes = zip(asked.wishes, (b"a", b"b"), strict=True)
+        answers = [
+            in_parts(Screenshot(request=wish.request, pictures=(a_picture(content * MEBIBYTE),)))
+            for wish, content in wishes
+        ]
+        for messages in zip(*answers, strict=True):
+            for message in messages:
+                asked.camera.hear(message)
+        contents = [(await task)[0].content for task in tasks]
+        assert contents == [b"a" * MEBIBYTE, b"b" * MEBIBYTE]
+
+    play(scenario)
+
+
+def test_more_than_there_may_be_is_no_picture_and_nothing_of_it_is_kept() -> None:
+    async def scenario(asked: Asked) -> None:
+        for last in (
+            asked.part,
+            lambda content: Screenshot(
+                request=asked.wishes[-1].request, pictures=(a_picture(content),)
+            ),
+        ):
+            taking = await asked.begin()
+            for _ in range(MOST_BYTES // MEBIBYTE):
+                asked.camera.hear(asked.part(bytes(MEBIBYTE)))
+            assert not taking.done()
+            asked.camera.hear(last(b"x"))
+            assert not asked.camera.awaits(asked.part(b"x"))
+            with pytest.raises(TooLarge, match="more than"):
+                await taking
+
+    play(scenario)
+
+
+def test_parts_of_no_picture_are_not_kept() -> None:
+    async def scenario(asked: Asked) -> None:
+        taking = await asked.begin()
+        for place in (-1, MOST_PICTURES, 2**62):
+            asked.camera.hear(asked.part(b"x", place))
+        asked.hear(pictures=(a_picture(b"y"),))
+        assert await taking == (a_picture(b"y"),)
+
+    play(scenario)
+
+
+def test_what_nobody_waits_for_is_not_listened_to() -> None:
+    async def scenario(asked: Asked) -> None:
+        taking = await asked.begin()
+        other = Screenshot(request=asked.wishes[-1].request + 1)
+        assert not asked.camera.awaits(other)
+        assert not asked.camera.awaits(Heartbeat(epoch=1))
+        asked.camera.hear(other)
+        taking.cancel()
+        # Its answer may come before it has found out.
+        asked.hear(pictures=())
+        asked.camera.end()
+        with pytest.raises(asyncio.CancelledError):
+            await taking
+        assert not asked.camera.awaits(Screenshot(request=asked.wishes[-1].request))
+
+    play(scenario)
+
+
+def test_reasons_are_passed_on() -> None:
+    async def scenario(asked: Asked) -> None:
+        taking = await asked.begin()
+        asked.hear(missing=True, reason="no such session")
+        with pytest.raises(Missing, match="no such session"):
+            await taking
+        taking = await asked.begin()
+        asked.hear(reason="no X")
+        with pytest.raises(Unavailable, match="no X"):
+            await taking
+        taking = await asked.begin()
+        asked.camera.end()
+        with pytest.raises(Unavailable, match="lost"):
+            await taking
+
+    play(scenario)
