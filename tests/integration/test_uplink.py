@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import logging
 import random
 import resource
 import threading
@@ -27,10 +28,11 @@ from deskfleet.agent.identity import Identity
 from deskfleet.agent.journal import Journal
 from deskfleet.agent.journal_file import JournalFile
 from deskfleet.agent.loop import Loop
-from deskfleet.agent.uplink import PING_BEATS, Uplink
+from deskfleet.agent.uplink import PING_BEATS, SCREENSHOTS_AT_ONCE, Uplink
+from deskfleet.broker.service import screenshots
 from deskfleet.broker.service.admission import Admission
 from deskfleet.broker.service.links import BUSY_SECONDS, Links
-from deskfleet.broker.service.screenshots import Shot, Wish
+from deskfleet.broker.service.screenshots import LATE, Shot, Wish
 from deskfleet.broker.stores.memory import MemoryStore
 from deskfleet.core.change import ChangeSet, Stored, Tombstone
 from deskfleet.core.pictures import MOST_BYTES, MOST_PIXELS
@@ -38,7 +40,7 @@ from deskfleet.core.placement import Refusal
 from deskfleet.core.records import AgentClient, Facts, Revision, Session, Type
 from deskfleet.core.session import State, replace, seen
 from deskfleet.errors import Unavailable
-from deskfleet.ports import Lost, Picture, Running
+from deskfleet.ports import Clock, Lost, Picture, Running
 from deskfleet.system import SystemClock
 from deskfleet.wire.link import SILENT_BEATS
 from support.builders import NOON, a_request, some_facts
@@ -233,10 +235,18 @@ class BusyScreens(SimulatedDriver):
     """Desktops of which no pixel is like the next: no picture of them can be made smaller."""
 
     size = (3840, 2160)
+    taken = 0
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(clock)
+        self.shutter = asyncio.Event()
+        self.shutter.set()
 
     async def screenshot(
         self, session_id: str, *, max_width: int, max_height: int, format: str
     ) -> Sequence[Picture]:
+        self.taken += 1
+        await self.shutter.wait()
         width, height = self.size
         noise = random.Random(0).randbytes(width * height * 3)
         screen = Image.frombytes("RGB", self.size, noise)
@@ -286,6 +296,40 @@ class TestLargePictures:
                 assert "may be sent" in refused.reason
                 assert broker.house.links.of(agent.id) is link
                 assert agent.uplink.linked.is_set()
+
+        with running_broker(tmp_path / "state") as broker:
+            asyncio.run(scenario(broker))
+
+    def test_one_that_nobody_waits_for_any_more_is_neither_taken_nor_sent(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        caplog.set_level(logging.INFO)
+        rounds = 2
+
+        def dropped() -> int:
+            return caplog.messages.count("screenshot.not-sent")
+
+        async def scenario(broker: RunningBroker) -> None:
+            with FaultProxy(broker.doors.agent_port) as proxy:
+                async with self.shown(broker, tmp_path, proxy.url) as (agent, shot):
+                    driver, sent = agent.driver, proxy.up.passed
+                    assert isinstance(driver, BusyScreens)
+                    driver.size = width, height = 400, 400
+                    driver.shutter.clear()
+                    with monkeypatch.context() as patch:
+                        patch.setattr(screenshots, "SCREENSHOT_SECONDS", 0.3)
+                        for _ in range(rounds):
+                            late = await asyncio.gather(
+                                *(shot() for _ in range(SCREENSHOTS_AT_ONCE))
+                            )
+                            assert late == [LATE] * SCREENSHOTS_AT_ONCE
+                    driver.shutter.set()
+                    await until(lambda: dropped() == rounds * SCREENSHOTS_AT_ONCE)
+                    assert driver.taken == SCREENSHOTS_AT_ONCE
+                    assert isinstance(await shot(), tuple)
+                    assert driver.taken == SCREENSHOTS_AT_ONCE + 1
+                    on_the_wire = 4 * width * height * 3 / 3
+                    assert on_the_wire < proxy.up.passed - sent < 2 * on_the_wire
 
         with running_broker(tmp_path / "state") as broker:
             asyncio.run(scenario(broker))

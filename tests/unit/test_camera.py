@@ -21,6 +21,7 @@ from deskfleet.wire.messages import (
 )
 from support.builders import NOON
 
+SECONDS = 20.0
 MEBIBYTE = 1024 * 1024
 
 
@@ -35,8 +36,9 @@ class Asked:
         self.wishes.append(wish)
 
     async def begin(self) -> asyncio.Task[Pictures]:
+        until = asyncio.get_running_loop().time() + SECONDS
         taking = asyncio.create_task(
-            self.camera.take("s1", max_width=9, max_height=8, format="png")
+            self.camera.take("s1", max_width=9, max_height=8, format="png", until=until)
         )
         await asyncio.sleep(0)
         return taking
@@ -50,7 +52,7 @@ class Asked:
 
 def play(scenario: Callable[[Asked], Coroutine[Any, Any, None]]) -> None:
     async def whole() -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(SECONDS):
             await scenario(Asked())
 
     asyncio.run(whole())
@@ -68,6 +70,7 @@ def test_it_is_what_was_sent(sizes: tuple[int, ...]) -> None:
         taking = await asked.begin()
         [wish] = asked.wishes
         assert (wish.session_id, wish.max_width, wish.max_height) == ("s1", 9, 8)
+        assert 0 < wish.seconds <= SECONDS
         for message in in_parts(Screenshot(request=wish.request, pictures=pictures)):
             assert asked.camera.awaits(message)
             asked.camera.hear(message)

@@ -252,13 +252,22 @@ class Uplink:
             await asyncio.sleep(limit)
 
     async def _shoot(self, socket: ClientConnection, wish: TakeScreenshot) -> None:
+        """Take a screenshot and send it, unless nobody waits for it any more."""
+        until = self._clock.monotonic() + wish.seconds
         try:
             # Until they are sent, pictures take memory.
             async with self._pictures:
+                self._check_awaited(until)
                 for message in in_parts(await self._screenshot(wish)):
+                    self._check_awaited(until)
                     await _send(socket, message)
-        except WebSocketException:
-            log.info("screenshot.not-sent", extra={"session_id": wish.session_id})
+        except (Unavailable, WebSocketException) as error:
+            facts = {"session_id": wish.session_id, "reason": str(error)}
+            log.info("screenshot.not-sent", extra=facts)
+
+    def _check_awaited(self, until: float) -> None:
+        if self._clock.monotonic() >= until:
+            raise Unavailable("nobody waits for it any more")
 
     async def _screenshot(self, wish: TakeScreenshot) -> Screenshot:
         try:

@@ -37,6 +37,10 @@ on a server. No session is placed on one of which there is so much to say; what 
 is for brokers that place, or change permissions, at the same moment."""
 
 
+SCREENSHOT_SECONDS = 10.0
+"""For how long a client waits for a screenshot."""
+
+
 class Observed(Frozen, frozen=True):
     """One session as an agent sees it."""
 
@@ -131,6 +135,8 @@ class TakeScreenshot(Frozen, frozen=True, tag="take-screenshot"):
     max_width: int
     max_height: int
     format: str
+    seconds: float = SCREENSHOT_SECONDS
+    """For how long somebody waits for it, from now on."""
 
 
 FromAgent: TypeAlias = Hello | Observation | FactsChanged | Heartbeat | PicturePart | Screenshot

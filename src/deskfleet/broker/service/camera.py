@@ -57,9 +57,12 @@ class Camera:
         self._count = 0
 
     async def take(
-        self, session_id: str, *, max_width: int, max_height: int, format: str
+        self, session_id: str, *, max_width: int, max_height: int, format: str, until: float
     ) -> Pictures:
-        """Ask the agent; raises `Missing`, `TooLarge`, and `Unavailable` with its reason."""
+        """Ask the agent; raises `Missing`, `TooLarge`, and `Unavailable` with its reason.
+
+        The caller waits until the event loop's time is `until`.
+        """
         self._count += 1
         number = self._count
         exposure = self._asked[number] = _Exposure()
@@ -71,6 +74,7 @@ class Camera:
                     max_width=max_width,
                     max_height=max_height,
                     format=format,
+                    seconds=until - asyncio.get_running_loop().time(),
                 )
             )
             answer = await exposure.whole

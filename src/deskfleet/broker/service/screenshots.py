@@ -23,6 +23,7 @@ from deskfleet.core.placement import Refusal
 from deskfleet.core.records import Broker
 from deskfleet.core.session import State, name_on_server
 from deskfleet.errors import Missing, TooLarge, Unavailable
+from deskfleet.wire.messages import SCREENSHOT_SECONDS
 
 NO_SUCH_SESSION = Refusal("Dcv session not found.")
 """Compared by clients, letter by letter."""
@@ -30,7 +31,6 @@ NO_SUCH_SESSION = Refusal("Dcv session not found.")
 NO_PICTURE = Refusal("What the session's server sent is no picture.")
 LATE = Refusal("the server did not send a screenshot in time")
 NO_INSTANT = Refusal("The session's server sent a picture of a time that no calendar has.")
-SCREENSHOT_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +89,14 @@ class Screenshots:
         try:
             if agent is None:
                 return await self._elsewhere(session.server_id, wish, pass_on=pass_on)
-            async with asyncio.timeout(SCREENSHOT_SECONDS):
+            until = asyncio.get_running_loop().time() + SCREENSHOT_SECONDS
+            async with asyncio.timeout_at(until):
                 pictures = await agent.camera.take(
                     name_on_server(session),
                     max_width=wish.max_width,
                     max_height=wish.max_height,
                     format=wish.format,
+                    until=until,
                 )
             return _flaw(pictures, wish) or pictures
         except Missing:
