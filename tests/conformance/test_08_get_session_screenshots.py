@@ -207,6 +207,17 @@ class TestSeveralAtOnce:
         ]
         assert late == stuck
 
+    def test_the_same_session_stands_as_often_as_it_is_asked_for(
+        self, api: Api, owner: str, play: Play
+    ) -> None:
+        server = play()
+        session_id = api.ready(owner, **on(server))
+        small, large = {"SessionId": session_id}, {"SessionId": session_id, "MaxWidth": 1000}
+        answer = api.call("getSessionScreenshots", [small, large, small, large, small])
+        shots = [one["SessionScreenshot"] for one in answer["SuccessfulList"]]
+        assert shots[0] == shots[2] == shots[4] != shots[1] == shots[3]
+        assert len(server.wishes) == 2
+
     def test_more_than_a_few_sessions_in_one_call(self, api: Api, owner: str) -> None:
         sessions = [api.ready(owner) for _ in range(12)]
         answer = api.call("getSessionScreenshots", [{"SessionId": id} for id in sessions])

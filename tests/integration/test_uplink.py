@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import json
 import logging
 import random
 import resource
@@ -32,7 +33,7 @@ from deskfleet.agent.uplink import PING_BEATS, SCREENSHOTS_AT_ONCE, Uplink
 from deskfleet.broker.service import screenshots
 from deskfleet.broker.service.admission import Admission
 from deskfleet.broker.service.links import BUSY_SECONDS, Links
-from deskfleet.broker.service.screenshots import LATE, Shot, Wish
+from deskfleet.broker.service.screenshots import FULL, LATE, Shot, Wish
 from deskfleet.broker.stores.memory import MemoryStore
 from deskfleet.core.change import ChangeSet, Stored, Tombstone
 from deskfleet.core.pictures import MOST_BYTES, MOST_PIXELS
@@ -45,7 +46,7 @@ from deskfleet.system import SystemClock
 from deskfleet.wire.link import SILENT_BEATS
 from support.builders import NOON, a_request, some_facts
 from support.fault_proxy import FaultProxy
-from support.running_broker import RunningBroker, running_broker
+from support.running_broker import RunningBroker, read_all, running_broker
 
 LIMIT_SECONDS = 20.0
 
@@ -231,6 +232,10 @@ def test_a_crowd_of_thousands_is_let_in_one_after_the_other(tmp_path: Path) -> N
     crowd(tmp_path, 3_000, 150.0)
 
 
+def routes_answered(broker: RunningBroker) -> set[str]:
+    return {record.__dict__.get("route", "") for record in broker.log.records}
+
+
 class BusyScreens(SimulatedDriver):
     """Desktops of which no pixel is like the next: no picture of them can be made smaller."""
 
@@ -267,11 +272,13 @@ class TestLargePictures:
             await until(lambda: state_of(broker, session.id) is State.READY)
             wish = Wish(session.id, MOST_PIXELS, MOST_PIXELS, "png")
 
-            async def shot() -> Shot:
-                [taken] = await asyncio.to_thread(
-                    broker.call, broker.house.screenshots.take([wish])
-                )
+            async def take() -> Shot:
+                with broker.house.screenshots.room() as room:
+                    [taken] = await broker.house.screenshots.take([wish], room)
                 return taken
+
+            async def shot() -> Shot:
+                return await asyncio.to_thread(broker.call, take())
 
             yield agent, shot
 
@@ -296,6 +303,36 @@ class TestLargePictures:
                 assert "may be sent" in refused.reason
                 assert broker.house.links.of(agent.id) is link
                 assert agent.uplink.linked.is_set()
+
+        with running_broker(tmp_path / "state") as broker:
+            asyncio.run(scenario(broker))
+
+    def test_an_answer_has_room_for_some_and_they_take_it_until_the_client_has_them(
+        self, tmp_path: Path
+    ) -> None:
+        size = {"MaxWidth": 2**63 - 1, "MaxHeight": 2**63 - 1}
+
+        async def scenario(broker: RunningBroker) -> None:
+            url = f"https://localhost:{broker.doors.agent_port}"
+            held = broker.house.screenshots._all
+            async with self.shown(broker, tmp_path, url) as (agent, _):
+                [session] = agent.driver.running()
+                body = json.dumps([{"SessionId": session.session_id, **size}] * 3).encode()
+                with broker.raw(broker.doors.client_port) as client:
+                    client.sendall(
+                        b"POST /getSessionScreenshots HTTP/1.1\r\nHost: localhost\r\n"
+                        b"Authorization: Bearer %b\r\nConnection: close\r\n"
+                        b"Content-Length: %d\r\n\r\n%b" % (broker.token.encode(), len(body), body)
+                    )
+                    await until(lambda: "/getSessionScreenshots" in routes_answered(broker))
+                    assert 2 * 3840 * 2160 * 3 < held.taken <= 2 * MOST_BYTES
+                    raw = await asyncio.to_thread(read_all, client)
+                answer = json.loads(raw.partition(b"\r\n\r\n")[2])
+                assert len(answer["SuccessfulList"]) == 2
+                assert [one["FailureReason"] for one in answer["UnsuccessfulList"]] == [FULL]
+                assert isinstance(agent.driver, BusyScreens)
+                assert agent.driver.taken == 1
+                await until(lambda: held.taken == 0)
 
         with running_broker(tmp_path / "state") as broker:
             asyncio.run(scenario(broker))

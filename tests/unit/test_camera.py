@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from deskfleet.broker.service.camera import MOST_PICTURES, Camera, Pictures
+from deskfleet.broker.service.camera import AT_ONCE, MOST_PICTURES, Camera, Pictures
+from deskfleet.broker.service.room import Room
 from deskfleet.core.pictures import MOST_BYTES
 from deskfleet.errors import Missing, TooLarge, Unavailable
 from deskfleet.ports import Picture
@@ -31,6 +32,7 @@ class Asked:
     def __init__(self) -> None:
         self.wishes: list[TakeScreenshot] = []
         self.camera = Camera(self._take)
+        self.room = Room(4 * MOST_BYTES, "no room")
 
     async def _take(self, wish: TakeScreenshot) -> None:
         self.wishes.append(wish)
@@ -38,7 +40,9 @@ class Asked:
     async def begin(self) -> asyncio.Task[Pictures]:
         until = asyncio.get_running_loop().time() + SECONDS
         taking = asyncio.create_task(
-            self.camera.take("s1", max_width=9, max_height=8, format="png", until=until)
+            self.camera.take(
+                "s1", max_width=9, max_height=8, format="png", until=until, room=self.room
+            )
         )
         await asyncio.sleep(0)
         return taking
@@ -112,6 +116,53 @@ def test_more_than_there_may_be_is_no_picture_and_nothing_of_it_is_kept() -> Non
             assert not asked.camera.awaits(asked.part(b"x"))
             with pytest.raises(TooLarge, match="more than"):
                 await taking
+
+    play(scenario)
+
+
+def test_it_takes_room_and_gives_it_back_where_nothing_came_of_it() -> None:
+    async def scenario(asked: Asked) -> None:
+        asked.room = Room(5, "no room")
+        taking = await asked.begin()
+        asked.camera.hear(asked.part(b"abc"))
+        assert asked.room.taken == 3
+        asked.hear(pictures=(a_picture(b"d"),))
+        assert await taking == (a_picture(b"abcd"),)
+        assert asked.room.taken == 4
+        taking = await asked.begin()
+        asked.camera.hear(asked.part(b"e"))
+        assert asked.room.taken == 5
+        asked.camera.hear(asked.part(b"f"))
+        with pytest.raises(TooLarge, match="no room"):
+            await taking
+        assert asked.room.taken == 4
+        taking = await asked.begin()
+        asked.camera.hear(asked.part(b"e"))
+        taking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await taking
+        assert asked.room.taken == 4
+
+    play(scenario)
+
+
+def test_a_few_are_taken_at_a_time() -> None:
+    async def scenario(asked: Asked) -> None:
+        tasks = [await asked.begin() for _ in range(AT_ONCE + 3)]
+        assert len(asked.wishes) == AT_ONCE
+        asked.hear(pictures=())
+        assert await tasks[AT_ONCE - 1] == ()
+        await asyncio.sleep(0)
+        assert len(asked.wishes) == AT_ONCE + 1
+        tasks[0].cancel()
+        await asyncio.wait({tasks[0]})
+        await asyncio.sleep(0)
+        assert len(asked.wishes) == AT_ONCE + 2
+        # Who waited for a turn doesn't ask a server that is lost.
+        asked.camera.end()
+        done = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(one) for one in done].count(Unavailable) == AT_ONCE + 1
+        assert len(asked.wishes) == AT_ONCE + 2
 
     play(scenario)
 

@@ -1,4 +1,4 @@
-"""The pictures that one agent is asked for, put together from their parts.
+"""The pictures that one agent is asked for, a few at a time, and put together from their parts.
 
 Law: nothing is kept of what nobody has asked for, and of the rest no more than there may be.
 """
@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from typing import TypeAlias
 
+from deskfleet.broker.service.room import Room
 from deskfleet.core.pictures import MOST_BYTES
 from deskfleet.core.session import replace
 from deskfleet.errors import Missing, TooLarge, Unavailable
 from deskfleet.ports import Picture
 from deskfleet.wire.messages import PicturePart, Screenshot, TakeScreenshot
 
+AT_ONCE = 4
+"""An agent takes no more."""
 MOST_PICTURES = 16
 """Of one session: a screen each."""
+LOST = "the server was lost meanwhile"
 TOO_LARGE = f"the server sent a screenshot of more than {MOST_BYTES:,} bytes"
 
 Pictures: TypeAlias = tuple[Picture, ...]
@@ -25,66 +30,78 @@ Pictures: TypeAlias = tuple[Picture, ...]
 class _Exposure:
     """What has come of one screenshot."""
 
-    def __init__(self) -> None:
+    def __init__(self, room: Room) -> None:
         self.whole: asyncio.Future[Screenshot] = asyncio.get_running_loop().create_future()
+        self.room = Room(MOST_BYTES, TOO_LARGE, within=room)
         self._parts: dict[int, bytearray] = {}
-        self._size = 0
 
     def add(self, message: PicturePart | Screenshot) -> None:
         """Take in what came. Raises `TooLarge`."""
         if isinstance(message, PicturePart):
-            self._count(message.content)
+            self.room.take(len(message.content))
             if 0 <= message.picture < MOST_PICTURES:
                 self._parts.setdefault(message.picture, bytearray()).extend(message.content)
             return
-        self._count(*(picture.content for picture in message.pictures))
+        self.room.take(sum(len(picture.content) for picture in message.pictures))
         pictures = tuple(
             replace(picture, content=bytes(self._parts.get(place, b"")) + picture.content)
             for place, picture in enumerate(message.pictures)
         )
         self.whole.set_result(replace(message, pictures=pictures))
 
-    def _count(self, *contents: bytes) -> None:
-        self._size += sum(map(len, contents))
-        if self._size > MOST_BYTES:
-            raise TooLarge(TOO_LARGE)
-
 
 class Camera:
     def __init__(self, send: Callable[[TakeScreenshot], Awaitable[None]]) -> None:
         self._send = send
+        self._turns = asyncio.Semaphore(AT_ONCE)
+        self._is_over = False
         self._asked: dict[int, _Exposure] = {}
         self._count = 0
 
     async def take(
-        self, session_id: str, *, max_width: int, max_height: int, format: str, until: float
+        self,
+        session_id: str,
+        *,
+        max_width: int,
+        max_height: int,
+        format: str,
+        until: float,
+        room: Room,
     ) -> Pictures:
         """Ask the agent; raises `Missing`, `TooLarge`, and `Unavailable` with its reason.
 
-        The caller waits until the event loop's time is `until`.
+        The caller waits until the event loop's time is `until`. Pictures that came take `room`.
         """
-        self._count += 1
-        number = self._count
-        exposure = self._asked[number] = _Exposure()
-        try:
-            await self._send(
+        async with self._turns:
+            if self._is_over:
+                raise Unavailable(LOST)
+            self._count += 1
+            answer = await self._expose(
                 TakeScreenshot(
-                    request=number,
+                    request=self._count,
                     session_id=session_id,
                     max_width=max_width,
                     max_height=max_height,
                     format=format,
                     seconds=until - asyncio.get_running_loop().time(),
-                )
+                ),
+                room,
             )
-            answer = await exposure.whole
-        finally:
-            self._asked.pop(number, None)
         if answer.missing:
             raise Missing(answer.reason)
         if answer.reason is not None:
             raise Unavailable(answer.reason)
         return answer.pictures
+
+    async def _expose(self, wish: TakeScreenshot, room: Room) -> Screenshot:
+        exposure = self._asked[wish.request] = _Exposure(room)
+        with ExitStack() as failed:
+            failed.callback(self._asked.pop, wish.request, None)
+            failed.callback(exposure.room.leave)
+            await self._send(wish)
+            answer = await exposure.whole
+            failed.pop_all()
+        return answer
 
     def awaits(self, message: object) -> bool:
         """Tell whether a message belongs to what was asked for."""
@@ -104,7 +121,8 @@ class Camera:
 
     def end(self) -> None:
         """Tell whoever waits that the server is lost."""
+        self._is_over = True
         for exposure in self._asked.values():
             if not exposure.whole.done():
-                exposure.whole.set_exception(Unavailable("the server was lost meanwhile"))
+                exposure.whole.set_exception(Unavailable(LOST))
         self._asked.clear()
