@@ -21,6 +21,7 @@ from deskfleet.configuration import agent_conf, broker_properties, examining
 from deskfleet.configuration.examining import NO_LINE, Examined, convert_setting, fields_of
 from deskfleet.configuration.notes import Note, Verdict, nearest
 from deskfleet.configuration.values import Rule, number, one_of, port, size, urls
+from deskfleet.core.pictures import MOST_PIXELS
 from deskfleet.errors import SetupFailed
 
 CLIENT_PORT = 8443
@@ -139,10 +140,10 @@ class BrokerSettings:
         None, "when the sessions of a silent server end; never where it isn't set", number(1)
     )
     session_screenshot_max_width: int = _setting(
-        160, "pixels, where a request says nothing", number(1, 32_767)
+        160, "pixels, where a request says nothing", number(1, MOST_PIXELS)
     )
     session_screenshot_max_height: int = _setting(
-        100, "pixels, where a request says nothing", number(1, 32_767)
+        100, "pixels, where a request says nothing", number(1, MOST_PIXELS)
     )
     session_screenshot_format: str = _setting("png", "png or jpeg", one_of("png", "jpeg"))
     autorun_file_arguments_max_size: int = _setting(50, "arguments of an autorun file", number(0))

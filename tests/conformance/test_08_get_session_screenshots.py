@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from deskfleet.core.pictures import MOST_PIXELS
 from deskfleet.core.records import Phase
 from support.conformance import UNKNOWN_ID, Api, Play, on
 from support.waiting import until
@@ -74,6 +75,17 @@ class TestRequestParameters:
         self, api: Api, session: str, sizes: dict[str, int], expected: tuple[int, int]
     ) -> None:
         assert size_of(images(api, session, **sizes)[0]) == expected
+
+    @pytest.mark.own_broker
+    def test_no_server_is_asked_for_more_than_a_screen_has(
+        self, api: Api, owner: str, play: Play
+    ) -> None:
+        server = play()
+        session_id = api.ready(owner, **on(server))
+        images(api, session_id, MaxWidth=2**63 - 1, MaxHeight=MOST_PIXELS + 1)
+        images(api, session_id, MaxWidth=7, MaxHeight=MOST_PIXELS)
+        asked = [(wish.max_width, wish.max_height) for wish in server.wishes]
+        assert asked == [(MOST_PIXELS, MOST_PIXELS), (7, MOST_PIXELS)]
 
     def test_sizes_are_limits(self, api: Api, session: str) -> None:
         width, height = size_of(images(api, session, MaxWidth=80, MaxHeight=60)[0])
@@ -194,6 +206,17 @@ class TestSeveralAtOnce:
             for one in answer["UnsuccessfulList"]
         ]
         assert late == stuck
+
+    def test_the_same_session_stands_as_often_as_it_is_asked_for(
+        self, api: Api, owner: str, play: Play
+    ) -> None:
+        server = play()
+        session_id = api.ready(owner, **on(server))
+        small, large = {"SessionId": session_id}, {"SessionId": session_id, "MaxWidth": 1000}
+        answer = api.call("getSessionScreenshots", [small, large, small, large, small])
+        shots = [one["SessionScreenshot"] for one in answer["SuccessfulList"]]
+        assert shots[0] == shots[2] == shots[4] != shots[1] == shots[3]
+        assert len(server.wishes) == 2
 
     def test_more_than_a_few_sessions_in_one_call(self, api: Api, owner: str) -> None:
         sessions = [api.ready(owner) for _ in range(12)]

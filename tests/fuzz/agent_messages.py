@@ -19,6 +19,7 @@ from deskfleet.wire.messages import (
     Hello,
     Observation,
     Observed,
+    PicturePart,
     Screenshot,
     decode_from_agent,
     encode,
@@ -61,6 +62,7 @@ def agent_messages() -> Target[bytes]:
         ],
         words=[
             *(b'"type":"hello"', b'"observation"', b'"facts"', b'"heartbeat"', b'"screenshot"'),
+            b'"picture-part"',
             *(b'"generation":', b'"phase":', b'"RUNNING"', b'"ENDED"', b'"FAILED"', b'"STARTING"'),
             *(b'"id":"console"', b'"s1"', b'"s2"', b'"s3"', b'"s4"', b'@n1"', b'@n2"', b'"owner":'),
             *(b'"running":{', b'"request":{', b'"created_at":"0001-01-01T00:00:00+14:00"', b"null"),
@@ -92,6 +94,7 @@ def _messages() -> list[FromAgent]:
         Observation(epoch=1, serial=0, observed=observed),
         Observation(epoch=1, serial=0, observed=many),
         FactsChanged(epoch=1, facts=some_facts(ME, tags={"a": "b"})),
+        PicturePart(request=1, picture=0, content=b"\x89PNG\r\n\x1a\n"),
         Screenshot(request=1, pictures=(picture,)),
         Heartbeat(epoch=1),
     ]

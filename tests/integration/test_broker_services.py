@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import dataclasses
 import io
 import logging
 from collections import Counter
@@ -14,15 +15,25 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from deskfleet.broker.service import housekeeping, placing
+from deskfleet.broker.service import housekeeping, placing, screenshots
 from deskfleet.broker.service.access import Audience
 from deskfleet.broker.service.replica import Replica
-from deskfleet.broker.service.screenshots import NO_PICTURE, NO_SUCH_SESSION, Wish
+from deskfleet.broker.service.screenshots import (
+    CROWDED,
+    FULL,
+    LATE,
+    NO_INSTANT,
+    NO_PICTURE,
+    NO_SUCH_SESSION,
+    Shot,
+    Wish,
+)
 from deskfleet.broker.service.servers import NOT_FOUND, Closing, Code
+from deskfleet.broker.service.sessions import NO_ROOM, Deletion, PermissionsUpdate
 from deskfleet.broker.service.sessions import NO_SUCH_SESSION as NO_SUCH_SESSION_TO_DELETE
-from deskfleet.broker.service.sessions import Deletion, PermissionsUpdate
 from deskfleet.broker.stores.group_commit import Changes, GroupCommit
 from deskfleet.broker.stores.memory import MemoryStore
+from deskfleet.core import server
 from deskfleet.core.change import ChangeSet, Check, Drop, Put
 from deskfleet.core.placement import Refusal
 from deskfleet.core.records import (
@@ -41,7 +52,7 @@ from deskfleet.core.records import (
     SigningKey,
     SoftwareStatement,
 )
-from deskfleet.core.server import Unavailability
+from deskfleet.core.server import Unavailability, told_bytes
 from deskfleet.core.session import State, Substate, replace
 from deskfleet.errors import (
     Conflict,
@@ -566,6 +577,31 @@ class TestPermissions:
             ]
             await agent.desired(
                 lambda wanted: wanted[session.id].spec.request.permissions_file == file
+            )
+
+        run(scenario)
+
+    def test_where_no_more_can_be_told_none_are_made_longer_and_nothing_is_placed(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def scenario(house: TestHouse) -> None:
+            agent = await PlayedAgent(house, "n1").connect()
+            [session] = await create(house)
+            await agent.wanted(session.id)
+            long = permissions("[permissions]\nbob allow display\n" + "\n" * 99)
+            short = permissions("[permissions]\n")
+            told = told_bytes(replace(session.request, permissions_file=short))
+            monkeypatch.setattr(server, "MOST_TOLD_BYTES", told + 1)
+            updates = [PermissionsUpdate(session.id, "alice", file) for file in (long, short)]
+            for update, answer in ((0, None), (0, None), (1, None), (0, None)):
+                assert await house.sessions.update_permissions([updates[update]]) == [answer]
+            longer = PermissionsUpdate(session.id, "alice", permissions("\n" * 999))
+            assert await house.sessions.update_permissions([longer]) == [NO_ROOM]
+            [refused] = await house.sessions.create([a_request()])
+            assert isinstance(refused, Refusal)
+            assert refused.reason.endswith("1 of 1 are full")
+            await agent.desired(
+                lambda wanted: wanted[session.id].spec.request.permissions_file == long
             )
 
         run(scenario)
@@ -1363,11 +1399,21 @@ def a_png(width: int, height: int) -> bytes:
     return content.getvalue()
 
 
+NEVER_IN_UTC = (
+    datetime.fromisoformat("0001-01-01T00:00:00+23:59"),
+    datetime.fromisoformat("9999-12-31T23:59:59-23:59"),
+)
+
+
 class TestScreenshots:
     PICTURE = Picture(format="png", content=a_png(1, 1), taken_at=NOON)
 
     def wish(self, id: str) -> Wish:
         return Wish(session_id=id, max_width=1, max_height=1, format="png")
+
+    async def take(self, house: TestHouse, *ids: str) -> list[Shot]:
+        with house.screenshots.room() as room:
+            return await house.screenshots.take([self.wish(id) for id in ids], room)
 
     async def asked(self, agent: PlayedAgent, number: int = 1) -> TakeScreenshot:
         """Wait for the nth question of this link."""
@@ -1390,7 +1436,7 @@ class TestScreenshots:
         async def scenario(house: TestHouse) -> None:
             agent = await PlayedAgent(house, "n1").connect()
             [session] = await create(house)
-            [early] = await house.screenshots.take([self.wish(session.id)])
+            [early] = await self.take(house, session.id)
             assert early == Refusal("The session is CREATING; only READY sessions have a picture.")
             await agent.run(session.id)
             expected: list[tuple[dict[str, Any], Any]] = [
@@ -1403,13 +1449,116 @@ class TestScreenshots:
                 ({"pictures": (replace(self.PICTURE, format="svg"),)}, NO_PICTURE),
                 ({"pictures": (replace(self.PICTURE, format="jpeg"),)}, NO_PICTURE),
                 ({"pictures": (replace(self.PICTURE, content=a_png(2, 1)),)}, NO_PICTURE),
+                *(
+                    ({"pictures": (self.PICTURE, replace(self.PICTURE, taken_at=at))}, NO_INSTANT)
+                    for at in NEVER_IN_UTC
+                ),
             ]
             for number, (fields, shot) in enumerate(expected, start=1):
-                taking = asyncio.create_task(
-                    house.screenshots.take([self.wish(session.id), self.wish("nothing")])
-                )
+                taking = asyncio.create_task(self.take(house, session.id, "nothing"))
                 await self.answer(agent, number, **fields)
                 assert await taking == [shot, NO_SUCH_SESSION]
+
+        run(scenario)
+
+    async def show(self, house: TestHouse, *server_ids: str) -> list[tuple[str, PlayedAgent]]:
+        """Let a session run on each server."""
+        shown = []
+        for server_id in server_ids:
+            agent = await PlayedAgent(house, server_id).connect()
+            [session] = await create(house, a_request(requirements=f"server:Id = '{server_id}'"))
+            await agent.run(session.id)
+            shown.append((session.id, agent))
+        return shown
+
+    def asks(self, agent: PlayedAgent) -> list[TakeScreenshot]:
+        return [one for one in agent.said if isinstance(one, TakeScreenshot)]
+
+    def test_the_same_is_asked_once_and_stands_in_each_place(self) -> None:
+        async def scenario(house: TestHouse) -> None:
+            [(id, agent)] = await self.show(house, "n1")
+            large = dataclasses.replace(self.wish(id), max_width=2)
+            wishes = [self.wish(id), self.wish("nothing"), large, self.wish(id), large]
+            with house.screenshots.room() as room:
+                taking = asyncio.create_task(house.screenshots.take(wishes, room))
+                await self.answer(agent, 1, pictures=(self.PICTURE,))
+                other = replace(self.PICTURE, content=a_png(2, 1))
+                await self.answer(agent, 2, pictures=(other,))
+                small, wide = (self.PICTURE,), (other,)
+                assert await taking == [small, NO_SUCH_SESSION, wide, small, wide]
+                sizes = [len(one.content) for one in (self.PICTURE, other)]
+                assert room.taken == 2 * sum(sizes)
+            assert [ask.max_width for ask in self.asks(agent)] == [1, 2]
+
+        run(scenario)
+
+    def test_what_an_answer_has_no_room_for_is_refused_alone(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        size = len(self.PICTURE.content)
+        monkeypatch.setattr(screenshots, "MOST_ANSWER_BYTES", 3 * size)
+        monkeypatch.setattr(screenshots, "AT_ONCE", 1)
+        full, taken = Refusal(FULL), (self.PICTURE,)
+
+        async def scenario(house: TestHouse) -> None:
+            shown = await self.show(house, *"abcdefg")
+            ids = [id for id, _ in shown]
+            for asked, answering in (
+                ((ids[0], ids[0], ids[1], ids[0], ids[0]), shown[:2]),
+                # The fourth is one too many, and then no other is asked for.
+                (ids[2:], shown[2:6]),
+            ):
+                taking = asyncio.create_task(self.take(house, *asked))
+                for _, agent in answering:
+                    await self.answer(agent, pictures=(self.PICTURE,))
+                assert await taking == [taken, taken, taken, full, full]
+            assert [len(self.asks(agent)) for _, agent in shown] == [1, 1, 1, 1, 1, 1, 0]
+
+        run(scenario)
+
+    def test_what_a_broker_has_no_room_for_in_all_its_answers_may_be_asked_for_again(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(screenshots, "MOST_BYTES_AT_ONCE", len(self.PICTURE.content))
+
+        async def scenario(house: TestHouse) -> None:
+            [(id, agent)] = await self.show(house, "n1")
+
+            async def taken(number: int) -> list[Shot]:
+                taking = asyncio.create_task(self.take(house, id))
+                await self.answer(agent, number, pictures=(self.PICTURE,))
+                return await taking
+
+            with house.screenshots.room() as unsent:
+                unsent.take(1)
+                assert await taken(1) == [Refusal(CROWDED)]
+            assert await taken(2) == [(self.PICTURE,)]
+            assert await taken(3) == [(self.PICTURE,)]
+
+        run(scenario)
+
+    def test_a_few_of_one_request_are_taken_at_a_time_but_no_server_keeps_others_waiting(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(screenshots, "AT_ONCE", 1)
+        monkeypatch.setattr(screenshots, "SCREENSHOT_SECONDS", 1.0)
+
+        async def scenario(house: TestHouse) -> None:
+            (one, first), (two, second) = await self.show(house, "n1", "n2")
+            monkeypatch.setattr(screenshots, "PATIENCE_SECONDS", LIMIT_SECONDS)
+            taking = asyncio.create_task(self.take(house, one, two))
+            await self.asked(first)
+            assert not self.asks(second)
+            await self.answer(first, pictures=(self.PICTURE,))
+            await self.answer(second, pictures=(self.PICTURE,))
+            assert await taking == [(self.PICTURE,)] * 2
+            # The limit is one for all: who had no turn in time is not asked.
+            assert await self.take(house, one, two) == [LATE, LATE]
+            assert [len(self.asks(agent)) for agent in (first, second)] == [2, 1]
+            monkeypatch.setattr(screenshots, "PATIENCE_SECONDS", 0.01)
+            taking = asyncio.create_task(self.take(house, one, two))
+            await self.answer(second, 2, pictures=(self.PICTURE,))
+            assert await taking == [LATE, (self.PICTURE,)]
 
         run(scenario)
 
@@ -1418,14 +1567,12 @@ class TestScreenshots:
             agent = await PlayedAgent(house, "n1").connect()
             [session] = await create(house)
             await agent.run(session.id)
-            taking = asyncio.create_task(house.screenshots.take([self.wish(session.id)]))
+            taking = asyncio.create_task(self.take(house, session.id))
             await self.asked(agent)
             agent.session.end()
             assert await taking == [Refusal("the server was lost meanwhile")]
             agent.deaf = Unavailable("the server was lost meanwhile")
-            assert await house.screenshots.take([self.wish(session.id)]) == [
-                Refusal("the server was lost meanwhile")
-            ]
+            assert await self.take(house, session.id) == [Refusal("the server was lost meanwhile")]
 
         run(scenario)
 
@@ -1436,7 +1583,8 @@ class TestScreenshots:
 
             async def ask(broker: Broker, wish: Wish) -> tuple[Picture, ...] | Refusal:
                 asked.append((broker.id, wish))
-                return await two.screenshots.take_here(wish)
+                with two.screenshots.room() as room:
+                    return await two.screenshots.take_here(wish, room)
 
             async with a_house(store, ask_broker=ask) as one, a_house(store, broker_id="b2") as two:
                 await two.beat()
@@ -1444,13 +1592,13 @@ class TestScreenshots:
                 [session] = await create(one)
                 await two.replica.catch_up()
                 await agent.run(session.id)
-                taking = asyncio.create_task(one.screenshots.take([self.wish(session.id)]))
+                taking = asyncio.create_task(self.take(one, session.id))
                 await self.answer(agent, pictures=(self.PICTURE,))
                 assert await taking == [(self.PICTURE,)]
                 assert asked == [("b2", self.wish(session.id))]
                 # Who is asked for a server that has left meanwhile does not pass the question on.
                 await agent.part()
-                assert await one.screenshots.take([self.wish(session.id)]) == [
+                assert await self.take(one, session.id) == [
                     Refusal("the session's server can't be reached")
                 ]
 
@@ -1459,7 +1607,7 @@ class TestScreenshots:
     def test_an_ended_session_has_none(self) -> None:
         async def scenario(house: TestHouse) -> None:
             await house.write(a_session("s1", server="n1", ended_at=NOON), a_session("s2"))
-            assert await house.screenshots.take([self.wish("s1"), self.wish("s2")]) == [
+            assert await self.take(house, "s1", "s2") == [
                 NO_SUCH_SESSION,
                 Refusal("The session is CREATING; only READY sessions have a picture."),
             ]

@@ -10,9 +10,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import httpx
+import jwt
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -322,7 +323,8 @@ def test_a_socket_needs_the_cookie_of_its_session_and_its_own_origin(tmp_path: P
         ):
             assert await status_of(page.socket()) == 403
             await page.admit()
-            for origin in ("https://evil.example", f"http://localhost:{at.port}", None):
+            foreign = "https://evil.example", f"http://localhost:{at.port}", "https://[", None
+            for origin in foreign:
                 assert await status_of(page.socket(origin=origin)) == 403
             assert await status_of(page.socket(OTHER)) == 403
             stolen = page.http.cookies[cookie_name(SESSION)]
@@ -702,6 +704,65 @@ def test_refusals_are_told_seldom(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     refused = [one for one in caplog.records if one.getMessage() == "admission.refused"]
     reasons = [one.__dict__["reason"] for one in refused]
     assert reasons == ["token.refused", "session.missing"]
+
+
+NEVER_AT_ALL = 10**400
+"""More seconds than a float can count."""
+
+
+def test_what_strangers_make_up_is_a_refusal(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    odd = jwt.encode({"dcvSessionId": SESSION, "exp": NEVER_AT_ALL}, "x" * 32)
+
+    async def main() -> None:
+        async with (
+            rfb_server(tmp_path) as rfb,
+            entrance(tmp_path, rfb.desktop()) as at,
+            browser(at) as page,
+        ):
+            assert (await page.http.get("/", params={"authToken": odd})).status_code == 403
+            assert (await page.swap(SESSION, odd)).status_code == 403
+            answer = await page.swap(SESSION, odd, Origin="https://[")
+            assert (answer.status_code, answer.json()["code"]) == (403, "origin.foreign")
+            assert not at.verifier.asked
+
+    run(main())
+    assert not [one for one in caplog.records if one.levelno >= logging.WARNING]
+
+
+def test_what_breaks_unforeseen_is_one_answer_and_told_seldom(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def breaks(_: object) -> NoReturn:
+        raise LookupError("it broke")
+
+    async def main() -> None:
+        async with (
+            rfb_server(tmp_path) as rfb,
+            entrance(tmp_path, rfb.desktop()) as at,
+            browser(at) as page,
+        ):
+            await page.admit()
+            at.attendance.arrive = breaks  # type: ignore[method-assign, assignment]
+            async with page.socket() as connection:
+                assert await close_code(connection) == 1011
+            at.desktops.find = breaks  # type: ignore[method-assign, assignment]
+            for _ in range(3):
+                answer = await page.swap(SESSION, at.verifier.token(SESSION, ALICE))
+                assert (answer.status_code, answer.json()["code"]) == (500, "internal")
+                assert "frame-ancestors" in answer.headers["content-security-policy"]
+                assert await status_of(page.socket()) == 500
+
+    repeats = RepeatsFilter(lambda: 0.0)
+    caplog.handler.addFilter(repeats)
+    try:
+        run(main())
+    finally:
+        caplog.handler.removeFilter(repeats)
+    [told] = [one for one in caplog.records if one.levelno >= logging.WARNING]
+    assert told.getMessage() == "request.failed"
+    assert told.exc_info is not None
 
 
 def test_a_page_asks_the_broker_once_and_so_can_spend_a_token_of_single_use(

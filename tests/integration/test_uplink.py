@@ -4,38 +4,49 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
+import json
+import logging
+import random
 import resource
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import uvloop
+from PIL import Image
 
 from deskfleet.agent.broker_door import BrokerDoor
 from deskfleet.agent.desktop.attendance import Attendance
+from deskfleet.agent.drivers.pictures import encode
 from deskfleet.agent.drivers.simulated import SimulatedDriver
 from deskfleet.agent.identity import Identity
 from deskfleet.agent.journal import Journal
 from deskfleet.agent.journal_file import JournalFile
 from deskfleet.agent.loop import Loop
-from deskfleet.agent.uplink import PING_BEATS, Uplink
+from deskfleet.agent.uplink import PING_BEATS, SCREENSHOTS_AT_ONCE, Uplink
+from deskfleet.broker.service import screenshots
 from deskfleet.broker.service.admission import Admission
 from deskfleet.broker.service.links import BUSY_SECONDS, Links
+from deskfleet.broker.service.screenshots import FULL, LATE, Shot, Wish
 from deskfleet.broker.stores.memory import MemoryStore
 from deskfleet.core.change import ChangeSet, Stored, Tombstone
+from deskfleet.core.pictures import MOST_BYTES, MOST_PIXELS
+from deskfleet.core.placement import Refusal
 from deskfleet.core.records import AgentClient, Facts, Revision, Session, Type
 from deskfleet.core.session import State, replace, seen
 from deskfleet.errors import Unavailable
-from deskfleet.ports import Lost, Running
+from deskfleet.ports import Clock, Lost, Picture, Running
 from deskfleet.system import SystemClock
-from support.builders import a_request, some_facts
+from deskfleet.wire.link import SILENT_BEATS
+from support.builders import NOON, a_request, some_facts
 from support.fault_proxy import FaultProxy
-from support.running_broker import RunningBroker, running_broker
+from support.running_broker import RunningBroker, read_all, running_broker
 
 LIMIT_SECONDS = 20.0
 
@@ -81,14 +92,20 @@ class CountingDoor(BrokerDoor):
 class LinkedAgent:
     """An agent without a program: its link, its loop, and sessions that aren't there."""
 
-    def __init__(self, broker: RunningBroker, folder: Path, url: str) -> None:
+    def __init__(
+        self,
+        broker: RunningBroker,
+        folder: Path,
+        url: str,
+        driver: type[SimulatedDriver] = SimulatedDriver,
+    ) -> None:
         clock, changed = SystemClock(), asyncio.Event()
         credentials = broker.call(broker.house.access.register_any_agent("n1"))
         identity = Identity(credentials.client_id, credentials.client_password)
         self.id = identity.client_id
         self._said = 0
         self.door = CountingDoor([url], broker.context, clock)
-        self.driver = SimulatedDriver(clock)
+        self.driver = driver(clock)
         journal = Journal(JournalFile(folder / f"{self.id}.jsonl"))
         self.loop = Loop(self.id, self.driver, journal, Attendance(clock), changed.set)
         self.uplink = Uplink(
@@ -213,6 +230,163 @@ def test_a_crowd_of_thousands_is_let_in_one_after_the_other(tmp_path: Path) -> N
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     crowd(tmp_path, 3_000, 150.0)
+
+
+def routes_answered(broker: RunningBroker) -> set[str]:
+    return {record.__dict__.get("route", "") for record in broker.log.records}
+
+
+class BusyScreens(SimulatedDriver):
+    """Desktops of which no pixel is like the next: no picture of them can be made smaller."""
+
+    size = (3840, 2160)
+    taken = 0
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(clock)
+        self.shutter = asyncio.Event()
+        self.shutter.set()
+
+    async def screenshot(
+        self, session_id: str, *, max_width: int, max_height: int, format: str
+    ) -> Sequence[Picture]:
+        self.taken += 1
+        await self.shutter.wait()
+        width, height = self.size
+        noise = random.Random(0).randbytes(width * height * 3)
+        screen = Image.frombytes("RGB", self.size, noise)
+        content = encode(screen, max_width=max_width, max_height=max_height, format=format)
+        return [Picture(format=format, content=content, taken_at=NOON)]
+
+
+class TestLargePictures:
+    @contextlib.asynccontextmanager
+    async def shown(
+        self, broker: RunningBroker, folder: Path, url: str
+    ) -> AsyncIterator[tuple[LinkedAgent, Callable[[], Awaitable[Shot]]]]:
+        """Give an agent with a session, and what takes a screenshot of it in full size."""
+        agent = LinkedAgent(broker, folder, url, BusyScreens)
+        async with agent.running():
+            [session] = broker.call(broker.house.sessions.create([a_request()]))
+            assert isinstance(session, Session)
+            await until(lambda: state_of(broker, session.id) is State.READY)
+            wish = Wish(session.id, MOST_PIXELS, MOST_PIXELS, "png")
+
+            async def take() -> Shot:
+                with broker.house.screenshots.room() as room:
+                    [taken] = await broker.house.screenshots.take([wish], room)
+                return taken
+
+            async def shot() -> Shot:
+                return await asyncio.to_thread(broker.call, take())
+
+            yield agent, shot
+
+    def test_a_4k_screen_without_two_pixels_alike_comes_whole_and_a_larger_one_is_a_reason(
+        self, tmp_path: Path
+    ) -> None:
+        async def scenario(broker: RunningBroker) -> None:
+            url = f"https://localhost:{broker.doors.agent_port}"
+            async with self.shown(broker, tmp_path, url) as (agent, shot):
+                link = broker.house.links.of(agent.id)
+                taken = await shot()
+                assert isinstance(taken, tuple)
+                [picture] = taken
+                assert 3840 * 2160 * 3 < len(picture.content) <= MOST_BYTES
+                with Image.open(io.BytesIO(picture.content)) as image:
+                    image.load()
+                    assert image.size == (3840, 2160)
+                assert isinstance(agent.driver, BusyScreens)
+                agent.driver.size = (3840, 2400)
+                refused = await shot()
+                assert isinstance(refused, Refusal)
+                assert "may be sent" in refused.reason
+                assert broker.house.links.of(agent.id) is link
+                assert agent.uplink.linked.is_set()
+
+        with running_broker(tmp_path / "state") as broker:
+            asyncio.run(scenario(broker))
+
+    def test_an_answer_has_room_for_some_and_they_take_it_until_the_client_has_them(
+        self, tmp_path: Path
+    ) -> None:
+        size = {"MaxWidth": 2**63 - 1, "MaxHeight": 2**63 - 1}
+
+        async def scenario(broker: RunningBroker) -> None:
+            url = f"https://localhost:{broker.doors.agent_port}"
+            held = broker.house.screenshots._all
+            async with self.shown(broker, tmp_path, url) as (agent, _):
+                [session] = agent.driver.running()
+                body = json.dumps([{"SessionId": session.session_id, **size}] * 3).encode()
+                with broker.raw(broker.doors.client_port) as client:
+                    client.sendall(
+                        b"POST /getSessionScreenshots HTTP/1.1\r\nHost: localhost\r\n"
+                        b"Authorization: Bearer %b\r\nConnection: close\r\n"
+                        b"Content-Length: %d\r\n\r\n%b" % (broker.token.encode(), len(body), body)
+                    )
+                    await until(lambda: "/getSessionScreenshots" in routes_answered(broker))
+                    assert 2 * 3840 * 2160 * 3 < held.taken <= 2 * MOST_BYTES
+                    raw = await asyncio.to_thread(read_all, client)
+                answer = json.loads(raw.partition(b"\r\n\r\n")[2])
+                assert len(answer["SuccessfulList"]) == 2
+                assert [one["FailureReason"] for one in answer["UnsuccessfulList"]] == [FULL]
+                assert isinstance(agent.driver, BusyScreens)
+                assert agent.driver.taken == 1
+                await until(lambda: held.taken == 0)
+
+        with running_broker(tmp_path / "state") as broker:
+            asyncio.run(scenario(broker))
+
+    def test_one_that_nobody_waits_for_any_more_is_neither_taken_nor_sent(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        caplog.set_level(logging.INFO)
+        rounds = 2
+
+        def dropped() -> int:
+            return caplog.messages.count("screenshot.not-sent")
+
+        async def scenario(broker: RunningBroker) -> None:
+            with FaultProxy(broker.doors.agent_port) as proxy:
+                async with self.shown(broker, tmp_path, proxy.url) as (agent, shot):
+                    driver, sent = agent.driver, proxy.up.passed
+                    assert isinstance(driver, BusyScreens)
+                    driver.size = width, height = 400, 400
+                    driver.shutter.clear()
+                    with monkeypatch.context() as patch:
+                        patch.setattr(screenshots, "SCREENSHOT_SECONDS", 0.3)
+                        for _ in range(rounds):
+                            late = await asyncio.gather(
+                                *(shot() for _ in range(SCREENSHOTS_AT_ONCE))
+                            )
+                            assert late == [LATE] * SCREENSHOTS_AT_ONCE
+                    driver.shutter.set()
+                    await until(lambda: dropped() == rounds * SCREENSHOTS_AT_ONCE)
+                    assert driver.taken == SCREENSHOTS_AT_ONCE
+                    assert isinstance(await shot(), tuple)
+                    assert driver.taken == SCREENSHOTS_AT_ONCE + 1
+                    on_the_wire = 4 * width * height * 3 / 3
+                    assert on_the_wire < proxy.up.passed - sent < 2 * on_the_wire
+
+        with running_broker(tmp_path / "state") as broker:
+            asyncio.run(scenario(broker))
+
+    def test_one_that_takes_longer_than_silence_may_last_ends_no_link(self, tmp_path: Path) -> None:
+        heartbeat = 1.0
+
+        async def scenario(broker: RunningBroker) -> None:
+            with FaultProxy(broker.doors.agent_port) as proxy:
+                async with self.shown(broker, tmp_path, proxy.url) as (agent, shot):
+                    link = broker.house.links.of(agent.id)
+                    proxy.up.bytes_per_second = 4 * MOST_BYTES / 3 / (2 * SILENT_BEATS * heartbeat)
+                    began = time.monotonic()
+                    taken = await shot()
+                    assert time.monotonic() - began > SILENT_BEATS * heartbeat
+                    assert isinstance(taken, tuple), taken
+                    assert broker.house.links.of(agent.id) is link
+
+        with running_broker(tmp_path / "state", agent_heartbeat_seconds=heartbeat) as broker:
+            asyncio.run(scenario(broker))
 
 
 def test_a_store_that_stands_still_ends_no_link(tmp_path: Path) -> None:

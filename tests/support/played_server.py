@@ -92,6 +92,8 @@ class PlayedServer:
         self.screens: Sequence[tuple[int, int]] | None = ((1280, 800),)
         """The sizes of each session's screens, the primary one first; None never answers."""
         self.starts_asked = 0
+        self.wishes: list[TakeScreenshot] = []
+        """All that it was asked to show."""
         self._observed: dict[str, Observed] = {}
         self._desires: dict[str, Desire] = {}
         self._lock = threading.RLock()
@@ -268,6 +270,7 @@ class PlayedServer:
         return Observed(report=report, running=running if phase is Phase.RUNNING else None)
 
     def _show_screens(self, wish: TakeScreenshot) -> None:
+        self.wishes.append(wish)
         if self.screens is None:
             return
         pictures = tuple(

@@ -124,13 +124,13 @@ class RunningBroker:
 
 def read_all(connection: ssl.SSLSocket) -> bytes:
     """Read until the broker closes the connection."""
-    answer = b""
+    answer = bytearray()
     try:
         while chunk := connection.recv(65_536):
             answer += chunk
     except (ConnectionError, ssl.SSLError):
         pass
-    return answer
+    return bytes(answer)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from deskfleet.agent.drivers.cgroups import own_group
-from deskfleet.agent.drivers.dcv_files import DcvFiles
+from deskfleet.agent.drivers.dcv_files import DcvFiles, read_picture
 from deskfleet.agent.drivers.desktops import ICEWM, installed_desktop
 from deskfleet.agent.drivers.leader.display import COOKIE_NAME, cookie_file
 from deskfleet.agent.drivers.pictures import encode, picture_format
@@ -27,6 +27,7 @@ from deskfleet.agent.drivers.rfb_picture import take_picture
 from deskfleet.agent.drivers.session_folders import RuntimeFolders
 from deskfleet.agent.drivers.simulated import SimulatedDriver
 from deskfleet.agent.drivers.xvnc_launch import title
+from deskfleet.core.pictures import MOST_BYTES
 from deskfleet.core.records import SessionRequest, Type
 from deskfleet.errors import Invalid, SetupFailed, StartFailed, Unavailable
 from deskfleet.machine.posix_programs import find_program
@@ -186,6 +187,19 @@ def test_pictures_keep_their_aspect_and_never_grow() -> None:
     assert picture_format("JPEG") == "jpeg"
     with pytest.raises(Invalid):
         picture_format("gif")
+
+
+def test_a_picture_file_is_read_up_to_what_may_be_sent(tmp_path: Path) -> None:
+    path = tmp_path / "picture"
+    for size, reason in ((0, "empty"), (MOST_BYTES + 1, "more than"), (2 * MOST_BYTES, "more")):
+        path.touch()
+        os.truncate(path, size)
+        with pytest.raises(Unavailable, match=reason):
+            read_picture(path)
+    os.truncate(path, MOST_BYTES)
+    assert read_picture(path) == bytes(MOST_BYTES)
+    with pytest.raises(Unavailable, match="left no picture"):
+        read_picture(tmp_path / "another")
 
 
 HELLO = b"RFB 003.008\n" + b"\x01\x01" + b"\0\0\0\0"

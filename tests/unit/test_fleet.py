@@ -20,7 +20,7 @@ from deskfleet.core.records import (
     Type,
     kind_of,
 )
-from deskfleet.core.server import NO_SEATS, Seats
+from deskfleet.core.server import NO_SEATS, Seats, told_bytes
 from support.builders import (
     NOON,
     a_broker,
@@ -99,12 +99,16 @@ class TestIndexes:
         assert (fleet.waiting(), fleet.sessions_on("n1")) == ([waiting], [])
         fleet.apply(Stored(3, placed))
         assert (fleet.waiting(), fleet.sessions_on("n1")) == ([], [placed])
-        assert fleet.seats("n1") == Seats(virtual=1, owners=Counter(alice=1))
-        fleet.apply(Stored(4, ended))
+        told = told_bytes(placed.request)
+        assert fleet.seats("n1") == Seats(virtual=1, owners=Counter(alice=1), told_bytes=told)
+        longer = a_session(server="n1", permissions_file="x" * 1000)
+        fleet.apply(Stored(4, longer))
+        assert fleet.seats("n1").told_bytes > told + 1000
+        fleet.apply(Stored(5, ended))
         assert (fleet.waiting(), fleet.sessions_on("n1")) == ([], [])
         assert fleet.seats("n1") == NO_SEATS
         assert fleet.sessions_of("alice") == [ended]
-        fleet.apply(Tombstone(5, "session", "s1"))
+        fleet.apply(Tombstone(6, "session", "s1"))
         assert fleet.sessions_of("alice") == []
 
     def test_who_waits_longest_is_first(self) -> None:
@@ -149,6 +153,7 @@ def records(draw: st.DrawFn) -> Record:
         type=draw(st.sampled_from(Type)),
         server_id=draw(st.none() | SERVERS),
         ended_at=draw(st.sampled_from([None, NOON, SOON])),
+        permissions_file=draw(st.sampled_from([None, "x", "xy"])),
         created_at=NOON + timedelta(draw(st.integers(0, 2))),
     )
     choices: list[Record] = [

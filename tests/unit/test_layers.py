@@ -28,6 +28,7 @@ LONG_FUNCTIONS = {
     "cli/sessions.py:create_session": "one option of the command line for each member of the API",
 }
 BROAD_EXCEPTS = {
+    "agent/desktop/guard.py": "supervisor of one request: nothing unexpected escapes",
     "agent/drivers/dcv.py": "undoes a creation, and raises on; supervisor of the looks",
     "agent/uplink.py": "an agent without a link is of no use: supervisor of the link",
     "broker/stores/group_commit.py": "the store thread lives on; who waits is told",

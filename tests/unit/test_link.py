@@ -17,6 +17,7 @@ from deskfleet.wire.messages import (
     Heartbeat,
     Hello,
     Observation,
+    PicturePart,
     Refusal,
     Screenshot,
     TakeScreenshot,
@@ -38,6 +39,7 @@ FROM_AGENT: tuple[FromAgent, ...] = (
     Observation(epoch=7, serial=0, observed=()),
     FactsChanged(epoch=7, facts=some_facts()),
     Heartbeat(epoch=7),
+    PicturePart(request=1, picture=0, content=b""),
     Screenshot(request=1),
 )
 
@@ -157,7 +159,7 @@ class TestTheBrokersEnd:
         [
             (LinkState.NEW, (Hello,)),
             (LinkState.GREETED, ()),
-            (LinkState.OPEN, (Observation, FactsChanged, Heartbeat, Screenshot)),
+            (LinkState.OPEN, (Observation, FactsChanged, Heartbeat, PicturePart, Screenshot)),
             (LinkState.ENDED, ()),
         ],
     )

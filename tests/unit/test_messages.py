@@ -13,9 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import inspect
 
+from deskfleet.broker.service.camera import MOST_PICTURES
 from deskfleet.broker.stores.codec import Codec
-from deskfleet.core import permissions
+from deskfleet.broker.web.bodies import MAX_NAME
+from deskfleet.core import permissions, requirements
 from deskfleet.core.change import Stored
+from deskfleet.core.pictures import MOST_BYTES
 from deskfleet.core.records import (
     MOST_CHARACTERS,
     Endpoint,
@@ -27,12 +30,17 @@ from deskfleet.core.records import (
     SessionRequest,
     Type,
 )
-from deskfleet.core.session import replace
+from deskfleet.core.requirements import parse
+from deskfleet.core.server import Seats, is_full, told_bytes
+from deskfleet.core.session import LATEST, replace
 from deskfleet.errors import ProtocolError
 from deskfleet.ports import Picture, Running, SessionSpec
-from deskfleet.wire.bounds import bounded
+from deskfleet.settings import BrokerSettings
+from deskfleet.wire.bounds import MOST_ID_CHARACTERS, bounded
 from deskfleet.wire.messages import (
     MAX_MESSAGE_BYTES,
+    MAX_SET_BYTES,
+    MOST_PART_BYTES,
     Desire,
     Desired,
     FactsChanged,
@@ -42,6 +50,7 @@ from deskfleet.wire.messages import (
     Hello,
     Observation,
     Observed,
+    PicturePart,
     Refusal,
     Screenshot,
     TakeScreenshot,
@@ -49,8 +58,11 @@ from deskfleet.wire.messages import (
     decode_from_agent,
     decode_from_broker,
     encode,
+    in_parts,
 )
-from support.builders import NOON, a_report, a_request, a_session, some_facts
+from support.builders import NOON, a_report, a_request, a_session, a_spec, some_facts
+
+DEFAULTS = BrokerSettings()
 
 FACTS = some_facts(
     load=(0.5, 0.25, 0.125),
@@ -75,6 +87,7 @@ FROM_AGENT: list[FromAgent] = [
     Observation(epoch=1, serial=2, observed=(OBSERVED, Observed(report=OBSERVED.report))),
     FactsChanged(epoch=1, facts=FACTS),
     Heartbeat(epoch=9),
+    PicturePart(request=3, picture=1, content=b"\x89\0"),
     Screenshot(request=3, pictures=(Picture(format="png", content=b"\x89\0", taken_at=NOON),)),
     Screenshot(request=3, missing=True, reason="gone"),
 ]
@@ -166,6 +179,39 @@ def test_a_message_may_be_so_large_and_no_larger() -> None:
         decode_from_agent(line + b" " * (MAX_MESSAGE_BYTES - len(line) + 1))
 
 
+@pytest.mark.parametrize(
+    "sizes",
+    [(), (0,), (MOST_PART_BYTES,), (MOST_PART_BYTES + 1,), (MOST_BYTES,), (7, 10**6, 9, 10**6)],
+)
+def test_a_picture_of_any_size_is_said_in_small_messages(sizes: tuple[int, ...]) -> None:
+    pictures = tuple(
+        Picture(format="png", content=bytes([place]) * size, taken_at=NOON)
+        for place, size in enumerate(sizes)
+    )
+    *parts, last = in_parts(Screenshot(request=3, pictures=pictures))
+    contents = [b""] * len(sizes)
+    for part in parts:
+        assert isinstance(part, PicturePart)
+        assert len(encode(part)) < MAX_MESSAGE_BYTES / 16
+        assert 0 < len(part.content) <= MOST_PART_BYTES
+        contents[part.picture] += part.content
+    assert isinstance(last, Screenshot)
+    assert len(encode(last)) < MAX_MESSAGE_BYTES
+    told = [one.content for one in last.pictures]
+    assert [a + b for a, b in zip(contents, told, strict=True)] == [one.content for one in pictures]
+
+
+def test_what_fits_is_said_in_one_message() -> None:
+    for answer in (
+        Screenshot(request=3, missing=True, reason="gone"),
+        Screenshot(request=3, pictures=(Picture(format="png", content=b"x", taken_at=NOON),) * 16),
+    ):
+        assert list(in_parts(answer)) == [answer]
+    full = Picture(format="png", content=b"x" * MOST_PART_BYTES, taken_at=NOON)
+    [message] = in_parts(Screenshot(request=3, pictures=(full,) * MOST_PICTURES))
+    assert len(encode(message)) < MAX_MESSAGE_BYTES
+
+
 def unlimited(info: inspect.Type, path: str = "") -> Iterator[str]:
     """Yield the ways to all texts, lists and tables of a type that have no limit."""
     match info:
@@ -225,14 +271,61 @@ def test_so_are_ids_and_sets() -> None:
 
 
 def test_each_has_room_for_what_is_asked_for() -> None:
-    longest = base64.b64encode(b"\n" * permissions.MAX_BYTES).decode()
-    asked = a_request(permissions_file=longest, name="x" * 256, init_file="x" * MOST_CHARACTERS)
+    asked = a_request(
+        permissions_file=LONGEST_FILE, name="x" * 256, init_file="x" * MOST_CHARACTERS
+    )
     observed = (Observed(report=OBSERVED.report, spec=spec_of(asked)),)
     sent = Observation(epoch=1, serial=1, observed=observed)
     assert decode_from_agent(encode(sent)) == sent
     tags = {f"key-{number}": "x" * MOST_CHARACTERS for number in range(900)}
     facts = FactsChanged(epoch=1, facts=some_facts(tags=tags))
     assert decode_from_agent(encode(facts)) == facts
+
+
+LONGEST_FILE = base64.b64encode(b"#" * permissions.MAX_BYTES).decode()
+WIDE = "\N{GRINNING FACE}"
+"""A character that takes as many bytes as any that may stand in all of these."""
+LARGEST = a_request(
+    name=WIDE * MAX_NAME,
+    owner=WIDE * MAX_NAME,
+    init_file=WIDE * MOST_CHARACTERS,
+    autorun_file=WIDE * MOST_CHARACTERS,
+    autorun_file_arguments=(WIDE * DEFAULTS.autorun_file_arguments_max_argument_length,)
+    * DEFAULTS.autorun_file_arguments_max_size,
+    storage_root=WIDE * MOST_CHARACTERS,
+    requirements="tag:a='" + "\x01" * (requirements.MAX_LENGTH - 8) + "'",
+    permissions_file=LONGEST_FILE,
+    max_concurrent_clients=2**31 - 1,
+    dcv_gl_enabled=True,
+    enqueue=True,
+    disable_retry=True,
+)
+
+
+def test_a_thousand_of_the_largest_sessions_fit_into_one_set() -> None:
+    parse(LARGEST.requirements or "")
+    permissions.decode(LONGEST_FILE)
+    taken, desires = Seats(), []
+    for number in range(1_000):
+        session = a_session(f"{number:036}", server="n1", request=LARGEST)
+        assert not is_full(some_facts(), taken)
+        taken.add(session)
+        desires.append(Desire(spec=a_spec(session), intent=Intent.RUN, started=True))
+    line = encode(Desired(epoch=1, serial=1, desires=tuple(desires)))
+    assert len(line) < taken.told_bytes < MAX_SET_BYTES
+    read = decode_from_broker(line)
+    assert isinstance(read, Desired)
+    assert read.desires[-1] == desires[-1]
+
+
+def test_a_session_is_told_in_no_more_bytes_than_are_counted() -> None:
+    for id in ("s1", "\x01" * MOST_ID_CHARACTERS):
+        for request in (a_request(), a_request(owner="\x01" * 99), LARGEST):
+            spec = SessionSpec(session_id=id, generation=2**31, request=request, created_at=LATEST)
+            desire = Desire(spec=spec, intent=Intent.RUN, started=True)
+            one, two = ((desire,) * count for count in (1, 2))
+            sizes = [len(encode(Desired(epoch=1, serial=1, desires=some))) for some in (one, two)]
+            assert sizes[1] - sizes[0] <= told_bytes(request)
 
 
 def test_what_is_stored_has_no_limit() -> None:

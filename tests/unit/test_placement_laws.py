@@ -344,6 +344,15 @@ def test_what_may_help_somebody_who_waits(
     assert fleet.candidates.moved.since(moved) == (["n1"] if moves else [])
 
 
+def test_a_permissions_file_that_becomes_shorter_may_help() -> None:
+    fleet = Fleet()
+    long = a_session(server="n1", permissions_file="xy")
+    apply(fleet, [a_server(), FULL, a_link(), long])
+    improved = fleet.candidates.improved.moment
+    apply(fleet, [replace(long, request=a_request(permissions_file="x"))])
+    assert fleet.candidates.improved.since(improved) == ["n1"]
+
+
 def test_a_closed_server_that_opens_may_help() -> None:
     fleet = Fleet()
     apply(fleet, [a_server(open=False), FULL, a_link()])

@@ -6,6 +6,7 @@ import pytest
 
 from deskfleet.core.records import Facts, Type
 from deskfleet.core.server import (
+    MOST_TOLD_BYTES,
     NO_SEATS,
     Seats,
     Unavailability,
@@ -69,6 +70,15 @@ class TestSeats:
 )
 def test_full_means_that_nobody_fits(facts: Facts, taken: Seats, *, full: bool) -> None:
     assert is_full(facts, taken) is full
+
+
+def test_a_server_is_full_of_whose_sessions_no_more_can_be_told() -> None:
+    taken = seats("a")
+    taken.told_bytes = MOST_TOLD_BYTES - 1
+    assert not is_full(some_facts(), taken)
+    taken.add(a_session(owner="b"))
+    assert is_full(some_facts(types=BOTH), taken)
+    assert unavailability(a_server(), some_facts(), taken, reachable=True) == "SERVER_FULL"
 
 
 class TestUnavailability:

@@ -19,6 +19,7 @@ from deskfleet.agent.backoff import Backoff, Trouble
 from deskfleet.agent.broker_door import BrokerDoor
 from deskfleet.agent.identity import Identity
 from deskfleet.agent.loop import Loop
+from deskfleet.core.pictures import MOST_BYTES
 from deskfleet.core.records import Facts
 from deskfleet.core.server import differ_in_load_only
 from deskfleet.errors import DeskfleetError, Forbidden, Missing, ProtocolError, Unavailable
@@ -35,6 +36,7 @@ from deskfleet.wire.messages import (
     Welcome,
     decode_from_broker,
     encode,
+    in_parts,
 )
 
 log = logging.getLogger(__name__)
@@ -250,23 +252,40 @@ class Uplink:
             await asyncio.sleep(limit)
 
     async def _shoot(self, socket: ClientConnection, wish: TakeScreenshot) -> None:
+        """Take a screenshot and send it, unless nobody waits for it any more."""
+        until = self._clock.monotonic() + wish.seconds
         try:
+            # Until they are sent, pictures take memory.
             async with self._pictures:
-                pictures = await self._driver.screenshot(
-                    wish.session_id,
-                    max_width=wish.max_width,
-                    max_height=wish.max_height,
-                    format=wish.format,
-                )
-            answer = Screenshot(request=wish.request, pictures=tuple(pictures))
-        except Missing as error:
-            answer = Screenshot(request=wish.request, missing=True, reason=cut(error.message))
-        except (DeskfleetError, OSError) as error:
-            answer = Screenshot(request=wish.request, reason=cut(str(error)))
+                self._check_awaited(until)
+                for message in in_parts(await self._screenshot(wish)):
+                    self._check_awaited(until)
+                    await _send(socket, message)
+        except (Unavailable, WebSocketException) as error:
+            facts = {"session_id": wish.session_id, "reason": str(error)}
+            log.info("screenshot.not-sent", extra=facts)
+
+    def _check_awaited(self, until: float) -> None:
+        if self._clock.monotonic() >= until:
+            raise Unavailable("nobody waits for it any more")
+
+    async def _screenshot(self, wish: TakeScreenshot) -> Screenshot:
         try:
-            await _send(socket, answer)
-        except WebSocketException:
-            log.info("screenshot.not-sent", extra={"session_id": wish.session_id})
+            pictures = await self._driver.screenshot(
+                wish.session_id,
+                max_width=wish.max_width,
+                max_height=wish.max_height,
+                format=wish.format,
+            )
+        except Missing as error:
+            return Screenshot(request=wish.request, missing=True, reason=cut(error.message))
+        except (DeskfleetError, OSError) as error:
+            return Screenshot(request=wish.request, reason=cut(str(error)))
+        size = sum(len(picture.content) for picture in pictures)
+        if size > MOST_BYTES:
+            reason = f"the screenshot has {size:,} bytes; {MOST_BYTES:,} may be sent"
+            return Screenshot(request=wish.request, reason=reason)
+        return Screenshot(request=wish.request, pictures=tuple(pictures))
 
 
 async def _send(socket: ClientConnection, message: Message) -> None:

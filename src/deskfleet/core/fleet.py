@@ -30,10 +30,10 @@ from deskfleet.core.records import (
     Revision,
     Server,
     Session,
+    SessionRequest,
     TokenUse,
-    Type,
 )
-from deskfleet.core.server import NO_SEATS, Seats, differ_in_load_only
+from deskfleet.core.server import NO_SEATS, Seats, differ_in_load_only, told_bytes
 from deskfleet.core.views import Views
 
 R = TypeVar("R", bound=Record)
@@ -233,7 +233,8 @@ class Fleet:
             _forget(self._on_server, left[0], old.id)
             self._seats[left[0]].add(old, -1)
             self._show(left[0])
-            self.candidates.mark(left[0])
+            if _helps_others(left, taken):
+                self.candidates.mark(left[0])
         if new is not None and taken is not None:
             self._on_server.setdefault(taken[0], {})[new.id] = None
             self._seats.setdefault(taken[0], Seats()).add(new)
@@ -342,11 +343,23 @@ def _end(record: Record | None) -> Place | None:
     return None
 
 
-def _seat(session: Session | None) -> tuple[str, Type, str] | None:
+Seat: TypeAlias = tuple[str, SessionRequest]
+
+
+def _seat(session: Session | None) -> Seat | None:
     """Return the server whose seat a session takes, and in which way it takes it."""
     if session is None or session.server_id is None or session.ended_at is not None:
         return None
-    return session.server_id, session.request.type, session.request.owner
+    return session.server_id, session.request
+
+
+def _helps_others(left: Seat, taken: Seat | None) -> bool:
+    """Tell whether a server may take more since a session takes this seat, or none, for that."""
+    if taken is None or taken[0] != left[0]:
+        return True
+    before, after = left[1], taken[1]
+    is_another = (before.type, before.owner) != (after.type, after.owner)
+    return is_another or told_bytes(after) < told_bytes(before)
 
 
 K = TypeVar("K")

@@ -6,6 +6,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+MOST_BYTES = 24 * 1024 * 1024
+"""Of all screens of a session: one of 3840x2160 of which no pixel is like the next fits, as PNG."""
+MOST_PIXELS = 32_767
+"""Of a side: no screen of X has more, so no program need be asked for more."""
+
 _PNG = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
 _JPEG = b"\xff\xd8\xff"
 _MOST_SEGMENTS = 256

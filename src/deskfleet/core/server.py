@@ -1,7 +1,8 @@
 """What a server can take, and why it can't.
 
 Seats are counted from the sessions that are placed on a server and have not ended, never stored
-apart, so they can't drift. Console and virtual sessions exclude each other on one server.
+apart, so they can't drift. Console and virtual sessions exclude each other on one server. Its agent
+is told of all of them in one message, so a server is also full where that has no more room.
 """
 
 from __future__ import annotations
@@ -12,9 +13,17 @@ from enum import StrEnum
 
 import msgspec
 
-from deskfleet.core.records import Facts, Server, Session, Type
+from deskfleet.core.records import Facts, Server, Session, SessionRequest, Type
 
 replace = msgspec.structs.replace
+
+MOST_TOLD_BYTES = 240 * 1024 * 1024
+"""Of what the agent of one server is told of its sessions: a thousand fit, whatever was asked for
+with the default settings, with the longest permissions files."""
+_TOLD_BESIDES = 2 * 1024
+"""Bytes, at most, of what an agent is told of a session and that nobody has asked for."""
+
+_encoder = msgspec.json.Encoder()
 
 
 class Availability(StrEnum):
@@ -39,9 +48,12 @@ class Seats:
     virtual: int = 0
     owners: Counter[str] = field(default_factory=Counter)
     """Virtual sessions by owner."""
+    told_bytes: int = 0
+    """What their agent is told of them has no more."""
 
     def add(self, session: Session, step: int = 1) -> None:
         """Count a session in (`step` 1) or out (-1)."""
+        self.told_bytes += step * told_bytes(session.request)
         if session.request.type is Type.CONSOLE:
             self.console += step
             return
@@ -56,7 +68,12 @@ class Seats:
         return self.console + self.virtual
 
     def copy(self) -> Seats:
-        return Seats(self.console, self.virtual, Counter(self.owners))
+        return Seats(self.console, self.virtual, Counter(self.owners), self.told_bytes)
+
+
+def told_bytes(request: SessionRequest) -> int:
+    """Return how many bytes the agent of a server is told of one session, at most."""
+    return len(_encoder.encode(request)) + _TOLD_BESIDES
 
 
 NO_SEAT_FOR_OWNER = "have no seat left for this owner"
@@ -65,9 +82,14 @@ NO_SEATS = Seats()
 """Of a server without sessions. Never counted into."""
 
 
+def has_told_all(seats: Seats) -> bool:
+    """Tell whether a server's agent can be told of no more."""
+    return seats.told_bytes >= MOST_TOLD_BYTES
+
+
 def is_full(facts: Facts, seats: Seats) -> bool:
     """Tell whether no session of any type, of anybody, fits any more."""
-    if seats.console:
+    if seats.console or has_told_all(seats):
         return True
     virtual = Type.VIRTUAL in facts.types and not _at(facts.max_virtual_sessions, seats.virtual)
     console = Type.CONSOLE in facts.types and not seats.virtual

@@ -26,6 +26,7 @@ from deskfleet.wire.messages import (
     Hello,
     Observation,
     Observed,
+    PicturePart,
     Refusal,
     Screenshot,
     TakeScreenshot,
@@ -126,7 +127,7 @@ class BrokerLink:
             case Hello() if self.state is LinkState.NEW:
                 self.state = LinkState.GREETED
                 return message
-            case Screenshot() if self.state is LinkState.OPEN:
+            case PicturePart() | Screenshot() if self.state is LinkState.OPEN:
                 return message
             case Observation() | FactsChanged() | Heartbeat() if self.state is LinkState.OPEN:
                 return message if message.epoch == self.epoch else None

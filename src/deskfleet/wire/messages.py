@@ -10,11 +10,13 @@ Law: a message that doesn't decode, or is larger than its limits (those of what 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TypeAlias, TypeVar
 
 import msgspec
 
 from deskfleet.core.records import Facts, Frozen, Intent, Report
+from deskfleet.core.server import MOST_TOLD_BYTES
 from deskfleet.errors import ProtocolError
 from deskfleet.ports import Picture, Running, SessionSpec
 from deskfleet.wire.bounds import bounded
@@ -23,11 +25,20 @@ VERSION = 1
 """Of this protocol. A broker refuses a hello of another version."""
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
-"""Of what an agent says. Screenshots and full sets of some ten thousand sessions fit."""
+"""Of what an agent says. Full sets of some ten thousand sessions fit."""
 
-MAX_SET_BYTES = 64 * 1024 * 1024
+MOST_PART_BYTES = 128 * 1024
+"""Of a picture in one message; a larger one comes in parts. What else an agent has to say gets in
+between, heartbeats above all, however slow the line is."""
+
+MAX_SET_BYTES = MOST_TOLD_BYTES + 16 * 1024 * 1024
 """Of what a broker says: a desired set holds the permissions files of all sessions that are to run
-on a server, and a thousand of the longest fit."""
+on a server. No session is placed on one of which there is so much to say; what is more than that
+is for brokers that place, or change permissions, at the same moment."""
+
+
+SCREENSHOT_SECONDS = 10.0
+"""For how long a client waits for a screenshot."""
 
 
 class Observed(Frozen, frozen=True):
@@ -66,8 +77,20 @@ class Heartbeat(Frozen, frozen=True, tag="heartbeat"):
     epoch: int
 
 
+class PicturePart(Frozen, frozen=True, tag="picture-part"):
+    """The next bytes of a picture, before the `Screenshot` to which it belongs."""
+
+    request: int
+    picture: int
+    """Its place among the pictures."""
+    content: bytes
+
+
 class Screenshot(Frozen, frozen=True, tag="screenshot"):
-    """The answer to `TakeScreenshot`: pictures, or the reason why there are none."""
+    """The answer to `TakeScreenshot`: pictures, or the reason why there are none.
+
+    The content of a picture follows what came of it in parts.
+    """
 
     request: int
     pictures: tuple[Picture, ...] = ()
@@ -112,9 +135,11 @@ class TakeScreenshot(Frozen, frozen=True, tag="take-screenshot"):
     max_width: int
     max_height: int
     format: str
+    seconds: float = SCREENSHOT_SECONDS
+    """For how long somebody waits for it, from now on."""
 
 
-FromAgent: TypeAlias = Hello | Observation | FactsChanged | Heartbeat | Screenshot
+FromAgent: TypeAlias = Hello | Observation | FactsChanged | Heartbeat | PicturePart | Screenshot
 FromBroker: TypeAlias = Welcome | Refusal | Desired | TakeScreenshot
 Message: TypeAlias = FromAgent | FromBroker
 
@@ -124,6 +149,19 @@ _encoder = msgspec.json.Encoder()
 _bounds: msgspec.json.Decoder[object] = msgspec.json.Decoder(bounded(FromAgent))
 _from_agent: msgspec.json.Decoder[FromAgent] = msgspec.json.Decoder(FromAgent)
 _from_broker: msgspec.json.Decoder[FromBroker] = msgspec.json.Decoder(FromBroker)
+
+
+def in_parts(answer: Screenshot) -> Iterator[PicturePart | Screenshot]:
+    """Yield the messages that say an answer: each is small, whatever the pictures are."""
+    whole = []
+    for place, picture in enumerate(answer.pictures):
+        size = len(picture.content)
+        for at in range(0, size, MOST_PART_BYTES) if size > MOST_PART_BYTES else ():
+            part = picture.content[at : at + MOST_PART_BYTES]
+            yield PicturePart(request=answer.request, picture=place, content=part)
+        rest = picture.content if size <= MOST_PART_BYTES else b""
+        whole.append(msgspec.structs.replace(picture, content=rest))
+    yield msgspec.structs.replace(answer, pictures=tuple(whole))
 
 
 def encode(message: Message) -> bytes:

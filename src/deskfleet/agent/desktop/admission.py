@@ -47,7 +47,12 @@ def read_claims(token: str) -> Claims | None:
     session_id, expires_at = payload.get("dcvSessionId"), payload.get("exp")
     if not isinstance(session_id, str) or not session_id:
         return None
-    return Claims(session_id, float(expires_at) if isinstance(expires_at, int | float) else None)
+    try:
+        return Claims(
+            session_id, float(expires_at) if isinstance(expires_at, int | float) else None
+        )
+    except OverflowError:
+        return None
 
 
 class Admission(msgspec.Struct, frozen=True, array_like=True):

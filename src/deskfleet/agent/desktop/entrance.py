@@ -31,6 +31,7 @@ from deskfleet.agent.desktop.admission import Admission, Admissions, cookie_name
 from deskfleet.agent.desktop.attendance import Attendance, Close, Visit
 from deskfleet.agent.desktop.desktops import Desktop, Desktops
 from deskfleet.agent.desktop.groups import Groups
+from deskfleet.agent.desktop.guard import Guard
 from deskfleet.agent.desktop.headers import SecurityHeaders
 from deskfleet.agent.desktop.pages import Pages
 from deskfleet.agent.desktop.relay import DesktopSocket, relay
@@ -133,7 +134,7 @@ def build_entrance(
             Route("/health", entrance.health),
             WebSocketRoute("/rfb/{session_id}", entrance.rfb),
         ],
-        middleware=[Middleware(SecurityHeaders)],
+        middleware=[Middleware(SecurityHeaders), Middleware(Guard)],
     )
     # A slash too many makes another path; a redirect would name a host that a client chose.
     app.router.redirect_slashes = False
@@ -251,10 +252,10 @@ class _Entrance:
         except Unavailable:
             log.warning("desktop.unreachable", extra=about)
             return Close.UNREACHABLE
-        self._attendance.arrive(visit)
-        log.info("connection.opened", extra=about)
         reason = Close.GONE
         try:
+            self._attendance.arrive(visit)
+            log.info("connection.opened", extra=about)
             client_filter = RfbFilter(rights_of(standing.features))
             reason = await relay(browser, desktop, client_filter, visit.asked_to_end)
         finally:
@@ -356,7 +357,10 @@ def _address(connection: HTTPConnection) -> str:
 
 def _same_origin(connection: HTTPConnection) -> bool:
     """Compare the Origin, which a page can't forge, with the host that was asked."""
-    origin = urlsplit(connection.headers.get("origin", ""))
+    try:
+        origin = urlsplit(connection.headers.get("origin", ""))
+    except ValueError:
+        return False
     host = connection.headers.get("host", "")
     return origin.scheme == "https" and bool(host) and origin.netloc.lower() == host.lower()
 

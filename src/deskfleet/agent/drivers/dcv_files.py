@@ -24,12 +24,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from deskfleet.core.pictures import MOST_BYTES
 from deskfleet.errors import SetupFailed, StartFailed, Unavailable
 from deskfleet.machine import here
 
 log = logging.getLogger(__name__)
-
-MAX_PICTURE_BYTES = 16_000_000
 
 _SCRIPT = """\
 #!/bin/sh
@@ -119,14 +118,16 @@ class DcvFiles:
 
 
 def read_picture(path: Path) -> bytes:
-    """Return a picture that was written; raise `Unavailable` where there is none of fit size."""
+    """Return a picture that was written; raise `Unavailable` where none is that may be sent."""
     try:
         with path.open("rb") as file:
-            content = file.read(MAX_PICTURE_BYTES + 1)
+            content = file.read(MOST_BYTES + 1)
     except OSError as error:
         raise Unavailable(f"the DCV server left no picture: {error.strerror}") from error
-    if not 0 < len(content) <= MAX_PICTURE_BYTES:
-        raise Unavailable("the DCV server left a picture of no fit size")
+    if not content:
+        raise Unavailable("the DCV server left an empty picture")
+    if len(content) > MOST_BYTES:
+        raise Unavailable(f"the DCV server left a picture of more than {MOST_BYTES:,} bytes")
     return content
 
 

@@ -15,6 +15,7 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
+from deskfleet.broker.service.camera import Camera
 from deskfleet.broker.service.observing import (
     Fence,
     desires,
@@ -25,12 +26,9 @@ from deskfleet.broker.service.observing import (
 from deskfleet.broker.service.replica import Replica
 from deskfleet.core.change import Change, ChangeSet, Put
 from deskfleet.core.records import Link
-from deskfleet.core.session import name_on_server, replace
-from deskfleet.errors import (
-    Missing,
-    Unavailable,
-)
-from deskfleet.ports import Clock, Picture
+from deskfleet.core.session import replace
+from deskfleet.errors import Unavailable
+from deskfleet.ports import Clock
 from deskfleet.wire.link import BrokerLink
 from deskfleet.wire.messages import (
     Desire,
@@ -40,8 +38,8 @@ from deskfleet.wire.messages import (
     Hello,
     Observation,
     Observed,
+    PicturePart,
     Screenshot,
-    TakeScreenshot,
     Welcome,
 )
 
@@ -49,7 +47,6 @@ log = logging.getLogger(__name__)
 
 FULL_SET_SECONDS = 60.0
 LOAD_SECONDS = 30.0
-SCREENSHOT_SECONDS = 10.0
 AGAIN_SECONDS = 1.0
 """When what an agent said is written again, more or less, where the store was too busy."""
 
@@ -90,8 +87,7 @@ class AgentSession:
         self.written = asyncio.Event()
         """Set while nothing waits to be written."""
         self.written.set()
-        self._screenshots: dict[int, asyncio.Future[Screenshot]] = {}
-        self._requests = 0
+        self.camera = Camera(send)
         self.ended = asyncio.Event()
 
     async def open(self, hello: Hello) -> Welcome:
@@ -121,8 +117,8 @@ class AgentSession:
 
     def take(self, message: FromAgent) -> None:
         """Take in a message of an open link; `write` acts on it, or on a newer one of its kind."""
-        if isinstance(message, Screenshot):
-            self._take_picture(message)
+        if isinstance(message, PicturePart | Screenshot):
+            self.camera.hear(message)
         elif isinstance(message, Observation | FactsChanged):
             self._unwritten[type(message)] = message
             self.written.clear()
@@ -164,8 +160,8 @@ class AgentSession:
                 facts = replace(message.facts, id=self.server_id)
                 even_load = self._is_load_due()
                 await self._write(lambda: take_facts(self._fleet, facts, even_load=even_load))
-            case Screenshot():
-                self._take_picture(message)
+            case PicturePart() | Screenshot():
+                self.camera.hear(message)
 
     async def _write(self, decision: Callable[[], list[Change]]) -> None:
         fence = Fence(self.server_id, self._house.broker_id, self.link.epoch)
@@ -227,49 +223,9 @@ class AgentSession:
                 self._sent, self._sent_at = wanted, clock.monotonic()
                 await self._send(self.link.desired(self._fleet.revision, tuple(wanted.values())))
 
-    # Screenshots
-
-    async def take_screenshot(
-        self, session_id: str, *, max_width: int, max_height: int, format: str
-    ) -> tuple[Picture, ...]:
-        session = self._fleet.session(session_id)
-        self._requests += 1
-        number = self._requests
-        waiting = self._screenshots[number] = asyncio.get_running_loop().create_future()
-        try:
-            await self._send(
-                TakeScreenshot(
-                    request=number,
-                    session_id=session_id if session is None else name_on_server(session),
-                    max_width=max_width,
-                    max_height=max_height,
-                    format=format,
-                )
-            )
-            async with asyncio.timeout(SCREENSHOT_SECONDS):
-                answer: Screenshot = await waiting
-        except TimeoutError as error:
-            raise Unavailable("the server did not send a screenshot in time") from error
-        finally:
-            self._screenshots.pop(number, None)
-        if answer.missing:
-            raise Missing(answer.reason)
-        if answer.reason is not None:
-            raise Unavailable(answer.reason)
-        return answer.pictures
-
-    def awaits(self, message: FromAgent) -> bool:
-        """Tell whether a message is the answer to what this broker has asked."""
-        return isinstance(message, Screenshot) and message.request in self._screenshots
-
-    def _take_picture(self, message: Screenshot) -> None:
-        waiting = self._screenshots.pop(message.request, None)
-        if waiting is not None and not waiting.done():
-            waiting.set_result(message)
+    # The end
 
     def end(self) -> None:
         self.link.end()
         self.ended.set()
-        for waiting in self._screenshots.values():
-            if not waiting.done():
-                waiting.set_exception(Unavailable("the server was lost meanwhile"))
+        self.camera.end()

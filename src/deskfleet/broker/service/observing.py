@@ -145,7 +145,7 @@ def take_observed(
             one.report,
             id=id,
             server_id=server_id,
-            last_disconnection_at=_instant(one.report.last_disconnection_at),
+            last_disconnection_at=in_utc(one.report.last_disconnection_at),
         )
         session = fleet.session(report.id)
         if session is None or _is_succeeded(session, report, one.running):
@@ -205,7 +205,7 @@ def _is_succeeded(session: Session, report: Report, running: Running | None) -> 
     foreign = session.adopted and session.generation == 0 and is_foreign(report)
     if not foreign or running is None or report.phase is not Phase.RUNNING:
         return False
-    begun = _instant(running.created_at)
+    begun = in_utc(running.created_at)
     return (
         stage(session) is Stage.ENDED
         or running.owner != session.request.owner
@@ -222,7 +222,7 @@ def _adopt(fleet: Fleet, server_id: str, one: Observed, report: Report, now: dat
         id=report.id,
         local_id=None if own_id == report.id else own_id,
         request=spec.request,
-        created_at=_instant(spec.created_at or running.created_at) or now,
+        created_at=in_utc(spec.created_at or running.created_at) or now,
         server_id=server_id,
         generation=report.generation,
         adopted=True,
@@ -242,7 +242,7 @@ def _spec_of(one: Observed) -> SessionSpec | None:
     return one.spec
 
 
-def _instant(told: datetime | None) -> datetime | None:
+def in_utc(told: datetime | None) -> datetime | None:
     """Return an instant in UTC, None for one that the calendar of UTC doesn't reach."""
     try:
         return None if told is None else told.astimezone(UTC)

@@ -27,6 +27,7 @@ from deskfleet.core.fleet import Place, Tag
 from deskfleet.core.placement import Refusal, parse_once
 from deskfleet.core.queue import Outcome
 from deskfleet.core.records import ApiClient, Facts, Report, Session, SessionRequest
+from deskfleet.core.server import has_told_all, told_bytes
 from deskfleet.core.session import Seen, Stage, State
 from deskfleet.errors import (
     Conflict,
@@ -43,6 +44,7 @@ T = TypeVar("T")
 
 NO_SUCH_SESSION = "The requested dcvSession does not exist"
 """Compared by clients, letter by letter."""
+NO_ROOM = Refusal("PermissionsFile: those of all sessions on this server are too long together.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,14 +199,23 @@ class Sessions:
                 if update.permissions_file
                 else Refusal("PermissionsFile is required.")
             )
+            request = rules.replace(session.request, permissions_file=update.permissions_file)
+            refusal = refusal or self._check_room(session, request)
             answers.append(refusal)
             if refusal is None:
-                request = rules.replace(session.request, permissions_file=update.permissions_file)
                 changes[session.id] = Put(
                     rules.replace(session, request=request),
                     self._fleet.revision_of(Session, session.id),
                 )
         return answers, tuple(changes.values())
+
+    def _check_room(self, session: Session, request: SessionRequest) -> Refusal | None:
+        """Refuse what makes longer what an agent is told that can't be told any more."""
+        is_longer = told_bytes(request) > told_bytes(session.request)
+        server_id = session.server_id
+        if is_longer and server_id is not None and has_told_all(self._fleet.seats(server_id)):
+            return NO_ROOM
+        return None
 
     async def connect(
         self,

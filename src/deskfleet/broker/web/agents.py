@@ -158,7 +158,7 @@ class Agents:
                     raise ProtocolError("the agent is silent") from None
                 continue
             heard = decode_from_agent(text)
-            wait = 0.0 if agent.awaits(heard) else pace.take(len(text))
+            wait = 0.0 if agent.camera.awaits(heard) else pace.take(len(text))
             message = agent.link.receive(heard, clock.monotonic())
             if message is not None:
                 # Written by itself: behind what waits for a store, pings would wait, too.

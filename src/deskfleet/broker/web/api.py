@@ -19,14 +19,17 @@ from starlette.responses import Response
 from deskfleet.broker.service.blocks import Blocks
 from deskfleet.broker.service.house import House
 from deskfleet.broker.service.replica import Entries
+from deskfleet.broker.service.room import Room
 from deskfleet.broker.service.screenshots import Wish
 from deskfleet.broker.service.servers import Closing
 from deskfleet.broker.service.sessions import Deletion, PermissionsUpdate, SessionView
 from deskfleet.broker.web import rendering, shapes
 from deskfleet.broker.web.bodies import decode_body, to_request
+from deskfleet.broker.web.held import held
 from deskfleet.broker.web.limits import body_of
 from deskfleet.broker.web.rights import settled, settled_client
 from deskfleet.core.fleet import Place, place_of
+from deskfleet.core.pictures import MOST_PIXELS
 from deskfleet.core.placement import Refusal
 from deskfleet.core.records import KIND_OF, Facts, Session
 from deskfleet.core.server import Availability
@@ -200,8 +203,14 @@ class Api:
 
     async def get_session_screenshots(self, request: Request) -> Response:
         asked = decode_body(await body_of(request), list[shapes.GetSessionScreenshotRequestData])
+        room = self._house.screenshots.room()
+        return await held(self._screenshots(asked, room, settled(request).owner), room)
+
+    async def _screenshots(
+        self, asked: list[shapes.GetSessionScreenshotRequestData], room: Room, mine: str | None
+    ) -> Response:
         answers = await self._house.screenshots.take(
-            [self._wish(item) for item in asked], mine=settled(request).owner
+            [self._wish(item) for item in asked], room, mine=mine
         )
         return self._batch(
             shapes.GetSessionScreenshotsResponse,
@@ -281,8 +290,8 @@ class Api:
             raise Invalid("MaxHeight must be greater than 0")
         return Wish(
             session_id=item.session_id or "",
-            max_width=width or self._defaults.screenshot_width,
-            max_height=height or self._defaults.screenshot_height,
+            max_width=min(width or self._defaults.screenshot_width, MOST_PIXELS),
+            max_height=min(height or self._defaults.screenshot_height, MOST_PIXELS),
             format=self._defaults.screenshot_format,
         )
 

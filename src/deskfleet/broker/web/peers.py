@@ -17,7 +17,9 @@ from starlette.responses import Response
 
 from deskfleet.broker.service.access import Access, Audience
 from deskfleet.broker.service.house import House
+from deskfleet.broker.service.room import Room
 from deskfleet.broker.service.screenshots import Shot, Wish
+from deskfleet.broker.web.held import held
 from deskfleet.broker.web.limits import body_of
 from deskfleet.core.placement import Refusal
 from deskfleet.core.records import Broker
@@ -55,7 +57,11 @@ class Peers:
             wish = msgspec.json.decode(await body_of(request), type=Wish)
         except msgspec.DecodeError as error:
             raise Invalid("not a wish for a screenshot") from error
-        shot = await self._house.screenshots.take_here(wish)
+        room = self._house.screenshots.room()
+        return await held(self._screenshot(wish, room), room)
+
+    async def _screenshot(self, wish: Wish, room: Room) -> Response:
+        shot = await self._house.screenshots.take_here(wish, room)
         answer = (
             ShotAnswer(reason=shot.reason)
             if isinstance(shot, Refusal)
