@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import resource
+import signal
 import socket
 import stat
 import struct
+import subprocess
 import threading
 import tracemalloc
 from collections.abc import Iterable, Iterator
@@ -22,7 +25,7 @@ from deskfleet.agent.drivers.dcv_files import DcvFiles
 from deskfleet.agent.drivers.desktops import ICEWM, installed_desktop
 from deskfleet.agent.drivers.leader.display import COOKIE_NAME, cookie_file
 from deskfleet.agent.drivers.pictures import encode, picture_format
-from deskfleet.agent.drivers.processes import identify, watch
+from deskfleet.agent.drivers.processes import end_tree, identify, watch
 from deskfleet.agent.drivers.rfb_picture import take_picture
 from deskfleet.agent.drivers.session_folders import RuntimeFolders
 from deskfleet.agent.drivers.simulated import SimulatedDriver
@@ -87,6 +90,31 @@ def test_a_process_is_its_pid_and_its_start() -> None:
     os.close(descriptor)
     assert watch(type(mine)(pid=mine.pid, start_time=mine.start_time + 1)) is None
     assert identify(2**22 + 1) is None
+
+
+def test_a_process_is_ended_whatever_the_number_of_its_descriptor() -> None:
+    with many_open_files(1100), subprocess.Popen(["sleep", "600"]) as child:
+        mine = identify(child.pid)
+        assert mine is not None
+        assert end_tree(mine, grace_seconds=5, limit_seconds=5)
+        assert child.wait(timeout=5) == -signal.SIGTERM
+
+
+@contextmanager
+def many_open_files(count: int) -> Iterator[None]:
+    """Have so many files open meanwhile that a new descriptor has a larger number."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    room = count + 200
+    if hard != resource.RLIM_INFINITY and hard < room:
+        pytest.skip(f"no more than {hard} files may be open")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, room), hard))
+    opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_program_is_found_below_its_folder_only(tmp_path: Path) -> None:

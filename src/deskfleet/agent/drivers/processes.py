@@ -104,7 +104,10 @@ def _watched(process: Identity) -> Iterator[int | None]:
 
 
 def _ended(descriptor: int, seconds: float) -> bool:
-    return bool(select.select([descriptor], [], [], seconds)[0])
+    # Not select(): it takes no descriptor above 1023, and an agent may have thousands of them.
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
 
 
 def marked(mark: bytes) -> list[int]:
