@@ -38,7 +38,7 @@ def clear(folders: RuntimeFolders, records: Records, record: SessionRecord) -> b
     else:
         gone = end_marked(mark_of(folders, record.key), LIMIT_SECONDS) and gone
     if record.leader is not None and gone:
-        remove_x_traces(record.leader.pid, record.uid)
+        gone = remove_x_traces({record.leader.pid}, record.uid)
     if gone and folders.remove(record.key):
         records.remove(record.key)
         return True
@@ -53,9 +53,8 @@ def clear_unrecorded(folders: RuntimeFolders, records: Records, key: str) -> boo
         return False
     if not end_marked(mark, LIMIT_SECONDS):
         return False
-    if owner is not None:
-        for pid in processes:
-            remove_x_traces(pid, owner)
+    if owner is not None and not remove_x_traces(processes, owner):
+        return False
     if not folders.remove(key):
         return False
     records.remove(key)
