@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import ctypes
 import os
+import select
+import struct
 import subprocess
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from support.users import need_root
+
+_FUSE_INIT = 26
 
 
 def mount(point: Path | bytes, kind: str = "tmpfs", options: bytes = b"") -> None:
@@ -38,6 +44,36 @@ def never_answering(point: Path, uid: int, *, others: bool = True) -> Iterator[i
     finally:
         os.close(answering)
         ctypes.CDLL(None).umount2(os.fsencode(point), 2)
+
+
+@contextmanager
+def holding_fast(point: Path, uid: int) -> Iterator[threading.Event]:
+    """Mount a user's file system that takes every request and answers none.
+
+    Who asks it can't even be killed before this is over. Yields what is set once somebody has.
+    """
+    asked, over = threading.Event(), threading.Event()
+    with never_answering(point, uid) as device, ThreadPoolExecutor(1) as pool:
+        serving = pool.submit(_take_requests, device, asked, over)
+        try:
+            yield asked
+        finally:
+            over.set()
+            serving.result()
+
+
+def _take_requests(device: int, asked: threading.Event, over: threading.Event) -> None:
+    os.set_blocking(device, False)
+    while not over.is_set():
+        if not select.select([device], [], [], 0.01)[0]:
+            continue
+        with suppress(BlockingIOError):
+            _, opcode, unique = struct.unpack_from("=IIQ", os.read(device, 1 << 20))
+            if opcode == _FUSE_INIT:
+                said = struct.pack("=IIIIHHIIHHI28x", 7, 31, 0, 0, 12, 9, 4096, 1, 0, 0, 0)
+                os.write(device, struct.pack("=IiQ", 16 + len(said), 0, unique) + said)
+            else:
+                asked.set()
 
 
 @contextmanager
