@@ -138,7 +138,8 @@ def end_marked(mark: bytes, limit_seconds: float) -> bool:
 def _has(pid: int, mark: bytes) -> bool:
     try:
         environment = (_PROC / str(pid) / "environ").read_bytes()
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        # It has ended, or it is somebody else's. Whatever else is wrong proves nothing.
         return False
     return mark in environment.split(b"\0") and identify(pid) is not None
 

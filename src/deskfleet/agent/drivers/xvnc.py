@@ -212,7 +212,11 @@ class XvncDriver:
         alive: list[SessionRecord] = []
         left: dict[str, str | None] = {}
         for key in sorted(self._records.keys() | self._folders.keys()):
-            record = self._records.read(key)
+            try:
+                record = self._records.read(key)
+            except OSError:
+                # Told of when it is cleared.
+                record = None
             if record is not None and _lives(record):
                 alive.append(record)
             else:

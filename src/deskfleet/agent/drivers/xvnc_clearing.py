@@ -40,13 +40,14 @@ def clear(folders: RuntimeFolders, records: Records, key: str) -> bool:
     Goes by what is written of the session, which is all that outlives a broken start. Whatever
     goes wrong means that something is left: it is logged, and this is to be called again.
     """
-    record = records.read(key)
-    about = {"session_key": key} | ({"session_id": record.spec.session_id} if record else {})
+    about = {"session_key": key}
     try:
+        record = records.read(key)
         if record is None:
             log.warning("session.record-missing", extra=about | seldom(key))
             gone = _clear_unrecorded(folders, records, key)
         else:
+            about["session_id"] = record.spec.session_id
             gone = _clear_recorded(folders, records, record)
     except Exception:
         # What an owner can bring about must end neither the agent nor its trying again.
