@@ -7,14 +7,16 @@ isn't named in the desired set is left alone.
 
 Laws: a generation is begun at most once; a lower generation than one seen is not listened to; a
 session that has failed or ended stays so, and is told (sight.py) while a broker names it. What it
-can't take is put off, for that session alone, and tried again; meanwhile the reason is told.
+can't take is put off, for that session alone, and tried again; meanwhile the reason is told, and
+being told the same once more hurries nothing. A stop that has begun goes on until the driver shows
+the session no more, whoever names it or doesn't.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from functools import cache
 from typing import Any, Protocol, TypeAlias
 
@@ -36,7 +38,7 @@ Generations: TypeAlias = Callable[[], dict[str, int]]
 
 FINAL = {Phase.FAILED, Phase.ENDED}
 AGAIN_SECONDS = 5.0
-"""When a step that the world made fail is due again, at the latest."""
+"""When a step that the world made fail is due again, unless something else is wanted before."""
 
 
 class Presence(Visitors, Protocol):
@@ -71,6 +73,8 @@ class Loop:
         """Sessions whose next step is due again later, all at once."""
         self._reasons: dict[str, str] = {}
         """Why the last step of a session did not succeed."""
+        self._looking: asyncio.Task[dict[str, int]] | None = None
+        """A look that is still to be taken."""
         self._closed = False
 
     async def open(self) -> None:
@@ -107,13 +111,41 @@ class Loop:
     def want(self, desires: Iterable[Desire]) -> None:
         """Take over a new desired set."""
         before = self._desires or {}
-        wanted = self._desires = {desire.spec.session_id: desire for desire in desires}
+        wanted = {desire.spec.session_id: desire for desire in desires}
+        wanted |= self._stops_under_way(before, wanted)
+        self._desires = wanted
         for id, desire in wanted.items():
             old = before.get(id)
             if old is not None and _permissions(old.spec) != _permissions(desire.spec):
                 self._presence.close_all(id)
-        self._converge(*{**wanted, **self._journal.entries, **self._reasons})
+        ids = {**wanted, **self._journal.entries, **self._reasons}
+        waits = {id for id in self._put_off if before.get(id) == wanted.get(id)}
+        self._converge(*(id for id in ids if id not in waits))
         self._on_change()
+
+    def _stops_under_way(
+        self, before: Mapping[str, Desire], wanted: Mapping[str, Desire]
+    ) -> dict[str, Desire]:
+        """Return which stops go on, although they are wanted no more.
+
+        A session of which half is gone is no session: were it shown, it would be adopted as one.
+        """
+        kept = {}
+        for id, old in before.items():
+            new = wanted.get(id)
+            later = new is not None and new.spec.generation > old.spec.generation
+            if not later and self._is_being_stopped(old):
+                kept[id] = old
+        return kept
+
+    def _is_being_stopped(self, desire: Desire) -> bool:
+        """Tell whether one of our sessions is being stopped, and that hasn't come out yet."""
+        id, generation = desire.spec.session_id, desire.spec.generation
+        entry = self._journal.entries.get(id)
+        is_over = entry is not None and entry.phase in FINAL and entry.generation >= generation
+        is_begun = id in self._tasks or id in self._put_off
+        # Of what others created, the next one may have the same name and generation.
+        return desire.intent is Intent.STOP and generation > 0 and is_begun and not is_over
 
     def observed(self) -> tuple[Observed, ...]:
         """Return the whole observed set."""
@@ -282,7 +314,7 @@ class Loop:
         await self._note(spec, Phase.STARTING)
         try:
             if has_older:
-                await self._driver.stop(id)
+                await self._end(spec)
             # What has ended so far was the older one.
             self._ends.pop(id, None)
             await self._driver.start(spec)
@@ -308,10 +340,29 @@ class Loop:
 
     async def _stop(self, spec: SessionSpec) -> None:
         id = spec.session_id
-        await self._driver.stop(id)
+        await self._end(spec)
         self._presence.forget(id)
         log.info("session.stopped", extra={"session_id": id})
         await self._note(spec, Phase.ENDED)
+
+    async def _end(self, spec: SessionSpec) -> None:
+        """Have a session ended; raise `Unavailable` where the driver shows it even then.
+
+        Told as an end, that would be asked for again at once, and so on for ever.
+        """
+        await self._driver.stop(spec.session_id)
+        if 0 < (await self._look()).get(spec.session_id, 0) <= spec.generation:
+            raise Unavailable("the session has been stopped, and is still there")
+
+    async def _look(self) -> dict[str, int]:
+        """Look at what runs, once for all who ask for it at one moment."""
+        if self._looking is None:
+            self._looking = asyncio.create_task(self._look_now())
+        return await asyncio.shield(self._looking)
+
+    async def _look_now(self) -> dict[str, int]:
+        self._looking = None
+        return self._running()
 
     async def _note(self, spec: SessionSpec, phase: Phase, reason: str | None = None) -> None:
         told = None if reason is None else cut(reason)
