@@ -26,6 +26,7 @@ from typing import ParamSpec, TypeVar
 import msgspec
 
 from deskfleet.agent.drivers.cgroups import enter_group, make_group
+from deskfleet.agent.drivers.leader_copy import install_leader
 from deskfleet.agent.drivers.owners import OwnerPolicy
 from deskfleet.agent.drivers.pictures import encode, picture_format
 from deskfleet.agent.drivers.processes import boot_id, identify, watch
@@ -34,7 +35,6 @@ from deskfleet.agent.drivers.session_folders import RuntimeFolders, prepare_x_so
 from deskfleet.agent.drivers.xvnc_clearing import clear, group_name
 from deskfleet.agent.drivers.xvnc_installation import XvncInstallation
 from deskfleet.agent.drivers.xvnc_launch import (
-    install_leader,
     next_word,
     send_order,
     spawn_leader,
