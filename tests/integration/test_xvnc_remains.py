@@ -57,7 +57,7 @@ def held(folder: Path) -> Path:
 
 
 def left(folder: Path) -> list[str]:
-    return [path.name for part in "rsd" for path in (folder / "run" / part).iterdir()]
+    return [path.name for part in "rsd" for path in (folder / "run" / part).glob("*")]
 
 
 async def soon(condition: Callable[[], object]) -> None:
@@ -276,3 +276,53 @@ def test_a_session_that_can_not_be_ended_is_no_session_for_the_next_agent(
         assert ends == []
 
     asyncio.run(scene())
+
+
+def test_an_agent_that_leaves_no_session_leaves_no_folder(folder: Path) -> None:
+    async def scene() -> None:
+        first, second = xvnc_driver(folder), xvnc_driver(folder)
+        await first.open(Ends())
+        await second.open(Ends())
+        await first.close()
+        assert list((folder / "run").glob("leader-*/start.py"))
+        await second.close()
+
+    asyncio.run(scene())
+    assert not (folder / "run").exists()
+
+
+@pytest.mark.parametrize("kept", ["s/0123abcd", "r/0123abcd.json", "dcv"])
+def test_what_there_is_besides_keeps_the_folder(folder: Path, kept: str) -> None:
+    async def scene() -> None:
+        driver = xvnc_driver(folder)
+        await driver.open(Ends())
+        (folder / "run" / kept).mkdir()
+        await driver.close()
+
+    asyncio.run(scene())
+    assert (folder / "run" / kept).exists()
+    assert list((folder / "run").glob("leader-*/start.py"))
+
+
+def test_old_copies_of_the_leader_go_with_an_agent_that_is_alone(
+    folder: Path, leader: Leader
+) -> None:
+    old = [folder / "run" / name for name in ("leader-0123456789ab", "leader-0123456789ab.4711")]
+
+    async def scene() -> None:
+        for made in old:
+            (made / "session_leader").mkdir(parents=True)
+        drivers = [xvnc_driver(folder) for _ in range(2)]
+        await drivers[0].open(Ends())
+        assert not any(made.exists() for made in old)
+        old[0].mkdir()
+        await drivers[1].open(Ends())
+        # The first one could still need it.
+        assert old[0].exists()
+        for driver in drivers:
+            assert [one.session_id for one in driver.running()] == ["s-1"]
+            await driver.close()
+
+    asyncio.run(scene())
+    assert leader.program.poll() is None
+    assert len(list((folder / "run").glob("leader-*/start.py"))) == 1

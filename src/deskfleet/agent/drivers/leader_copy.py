@@ -2,7 +2,8 @@
 
 A copy is compiled for its interpreter. Its name has its content's hash, so that agents of two
 versions don't get in each other's way, and it is there as a whole or not at all: it is made under
-a draft's name, which nobody else chooses. Blocking.
+a draft's name, which nobody else chooses. A leader reads its copy as it starts, and never again:
+running sessions need none. Blocking.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from pathlib import Path
 
 from deskfleet.agent.drivers import leader
 
+COPIES = "leader-*"
+"""What they are called, and their drafts."""
 COMPILATION_SECONDS = 30.0
 _PACKAGE = "session_leader"
 _START = "start.py"
@@ -29,9 +32,8 @@ main()
 
 def install_leader(runtime: Path, interpreter: str | None) -> Path:
     """Put the leader where owners can read it, compiled for the interpreter; return what to run."""
-    sources = {path.name: path.read_bytes() for path in Path(leader.__file__).parent.glob("*.py")}
-    content = b"".join(name.encode() + text for name, text in sorted(sources.items()))
-    folder = runtime / f"leader-{hashlib.blake2b(content, digest_size=6).hexdigest()}"
+    sources = _sources()
+    folder = runtime / _name(sources)
     if not folder.exists():
         draft = folder.with_suffix(f".{secrets.token_hex(4)}")
         try:
@@ -45,6 +47,26 @@ def install_leader(runtime: Path, interpreter: str | None) -> Path:
                 raise
             # Another agent was faster.
     return folder / _START
+
+
+def remove_other_copies(runtime: Path) -> None:
+    """Remove what agents of other versions made, and drafts that became nothing.
+
+    Takes away what another agent that runs would need for its next start.
+    """
+    own = _name(_sources())
+    for folder in runtime.glob(COPIES):
+        if folder.name != own:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sources() -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in Path(leader.__file__).parent.glob("*.py")}
+
+
+def _name(sources: dict[str, bytes]) -> str:
+    content = b"".join(name.encode() + text for name, text in sorted(sources.items()))
+    return f"leader-{hashlib.blake2b(content, digest_size=6).hexdigest()}"
 
 
 def _write_package(folder: Path, sources: dict[str, bytes]) -> None:

@@ -1,6 +1,6 @@
 """The folders below the agent's runtime folder, and the places of X in /tmp.
 
-    <runtime>/            0711  the session leader's program
+    <runtime>/            0711  copies of the session leader; gone once nobody needs it any more
       s/                  0711  one folder per session, 0700, the owner's own
       d/                  0700  the RFB sockets as the agent reaches them
       r/                  0700  what the agent remembers (see xvnc_record.py)
@@ -22,6 +22,7 @@ from collections.abc import Callable, Collection
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+from deskfleet.agent.drivers.leader_copy import COPIES
 from deskfleet.agent.drivers.owned_places import FOLDER, by_descriptor, open_inside
 from deskfleet.agent.drivers.removal import remove_folder
 from deskfleet.errors import SetupFailed, StartFailed
@@ -85,6 +86,12 @@ class RuntimeFolders:
                 raise SetupFailed(
                     f"{self.runtime} can't be reached by session owners: {parent} is closed to them"
                 )
+
+    def is_unused(self) -> bool:
+        """Tell whether nothing of a session is here, nor of anybody else."""
+        parts = {self._sessions, self._displays, self.records}
+        others = set(self.runtime.iterdir()) - parts - set(self.runtime.glob(COPIES))
+        return not others and not any(list(part.iterdir()) for part in parts)
 
     def session(self, key: str) -> Path:
         return self._sessions / key

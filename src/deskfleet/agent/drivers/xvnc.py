@@ -26,11 +26,12 @@ from typing import ParamSpec, TypeVar
 import msgspec
 
 from deskfleet.agent.drivers.cgroups import enter_group, make_group
-from deskfleet.agent.drivers.leader_copy import install_leader
+from deskfleet.agent.drivers.leader_copy import install_leader, remove_other_copies
 from deskfleet.agent.drivers.owners import OwnerPolicy
 from deskfleet.agent.drivers.pictures import encode, picture_format
 from deskfleet.agent.drivers.processes import boot_id, identify, watch
 from deskfleet.agent.drivers.rfb_picture import take_picture
+from deskfleet.agent.drivers.runtime_hold import Hold
 from deskfleet.agent.drivers.session_folders import RuntimeFolders, prepare_x_sockets
 from deskfleet.agent.drivers.xvnc_clearing import clear, group_name
 from deskfleet.agent.drivers.xvnc_installation import XvncInstallation
@@ -105,6 +106,7 @@ class XvncDriver:
         self._remains = Remains(lambda key: self._begin(clear, self._folders, self._records, key))
         self._large_picture = threading.Lock()
         self._on_end: Callable[[str, str], None] = lambda _session_id, _reason: None
+        self._hold: Hold | None = None
         self._leader = Path()
         self._trouble: tuple[float, str | None] | None = None
 
@@ -130,6 +132,8 @@ class XvncDriver:
         await asyncio.gather(*endings, return_exceptions=True)
         await self._remains.close()
         self._sessions.clear()
+        if self._hold is not None:
+            await self._to_the_end(self._hold.leave, self._folders.is_unused)
         self._threads.shutdown(wait=False)
 
     def running(self) -> Sequence[Running]:
@@ -200,15 +204,15 @@ class XvncDriver:
 
     def _take_stock(self) -> tuple[list[SessionRecord], dict[str, str | None]]:
         """Prepare the folders; return what runs, and by its key whose session all else was."""
+        runtime = self._folders.runtime
+        self._hold = Hold(runtime, lambda: remove_other_copies(runtime))
         self._folders.make()
         try:
             prepare_x_sockets()
         except OSError as error:
             # Each start tries it again, and says so. What runs already is at home with it.
             log.warning("x-sockets.unusable", extra={"reason": error.strerror})
-        self._leader = install_leader(
-            self._folders.runtime, self._installation.interpreter_if_any()
-        )
+        self._leader = install_leader(runtime, self._installation.interpreter_if_any())
         alive: list[SessionRecord] = []
         left: dict[str, str | None] = {}
         for key in sorted(self._records.keys() | self._folders.keys()):
