@@ -134,13 +134,16 @@ class SessionDriver(Protocol):
         """Start a session and return when a client could connect.
 
         Raises `StartFailed` with a reason for the owner; nothing is left behind then, nor when
-        the call is cancelled. Starting what already runs with this generation changes nothing.
+        the call is cancelled. What can't be removed at once is removed later, without being asked
+        for, and `stop` waits for it. Starting what already runs with this generation changes
+        nothing.
         """
 
     async def stop(self, session_id: str) -> None:
         """End a session and return when nothing of it is left: no process, socket, lock or folder.
 
-        A session that does not run is no error.
+        A session that does not run is no error. Raises `Unavailable` where something of it can't
+        be removed yet; called again then.
         """
 
     async def permit(self, spec: SessionSpec) -> None:

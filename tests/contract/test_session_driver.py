@@ -82,7 +82,7 @@ class XvncHouse:
 
     def left(self) -> list[str]:
         return [
-            path.name for part in "rsd" for path in (self._folder / "run" / part).iterdir()
+            path.name for part in "rsd" for path in (self._folder / "run" / part).glob("*")
         ] + _marked(str(self._folder))
 
 

@@ -45,6 +45,7 @@ class LedDriver:
         self.fails: list[Exception] = []
         self.looks = 0
         self.ends_at_once = False
+        self.never_ends = False
         self.opened = False
         self._on_end: Callable[[str, str], None] | None = None
 
@@ -79,7 +80,8 @@ class LedDriver:
         await self.may_stop.wait()
         if self.fails:
             raise self.fails.pop(0)
-        self.sessions.pop(session_id, None)
+        if not self.never_ends:
+            self.sessions.pop(session_id, None)
 
     async def permit(self, spec: SessionSpec) -> None:
         self.calls.append(f"permit {spec.session_id} {spec.request.permissions_file}")
@@ -446,6 +448,113 @@ class TestStopping:
             await stage.until(lambda: stage.phase() is Phase.ENDED)
             stage.want(wish())
             assert stage.driver.calls == ["start s1 1", "stop s1"]
+
+        run(tmp_path, scenario)
+
+
+class TestStopsThatDoNotEnd:
+    """A driver says that a session has been stopped, or that it can't be yet, and still has it."""
+
+    @pytest.mark.parametrize("lies", [False, True])
+    def test_it_has_not_ended_and_is_asked_for_again_later(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lies: bool
+    ) -> None:
+        monkeypatch.setattr(loop_module, "AGAIN_SECONDS", 0.05)
+
+        async def scenario(stage: Stage) -> None:
+            stage.want(wish())
+            await stage.until(lambda: stage.phase() is Phase.RUNNING)
+            stage.driver.never_ends = lies
+            stage.driver.fails = [] if lies else [Unavailable("not yet")] * 2
+            stage.want(wish(stop=True))
+            await stage.until_called("start s1 1", *["stop s1"] * 2)
+            assert stage.phase() is Phase.RUNNING
+            stage.driver.never_ends = False
+            await stage.until(lambda: stage.phase() is Phase.ENDED)
+            assert stage.driver.calls == ["start s1 1", *["stop s1"] * 3]
+
+        run(tmp_path, scenario)
+
+    def test_the_same_wish_again_and_again_hurries_nothing(self, tmp_path: Path) -> None:
+        async def scenario(stage: Stage) -> None:
+            stage.want(wish())
+            await stage.until(lambda: stage.phase() is Phase.RUNNING)
+            stage.driver.never_ends = True
+            lines = stage.path.read_bytes()
+            stage.want(wish(stop=True))
+            await stage.until(lambda: stage.loop._put_off)
+            for number in range(50):
+                # Whatever else is wanted meanwhile.
+                stage.want(wish(stop=True), *(wish("s2") for _ in range(number % 2)))
+                await asyncio.sleep(0)
+            await stage.until(lambda: stage.phase("s2") is Phase.RUNNING)
+            assert stage.driver.calls.count("stop s1") == 1
+            assert stage.path.read_bytes().startswith(lines)
+            assert b'"ENDED"' not in stage.path.read_bytes()
+
+        run(tmp_path, scenario)
+
+    @pytest.mark.parametrize("wanted", [[], [wish()]], ids=["not named", "wanted again"])
+    def test_what_is_half_gone_is_neither_shown_as_a_session_nor_let_be(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: list[Desire]
+    ) -> None:
+        monkeypatch.setattr(loop_module, "AGAIN_SECONDS", 0.02)
+
+        async def scenario(stage: Stage) -> None:
+            stage.want(wish())
+            await stage.until(lambda: stage.phase() is Phase.RUNNING)
+            stage.driver.never_ends = True
+            stage.want(wish(stop=True))
+            await stage.until(lambda: stage.loop._put_off)
+            # The broker has dropped it, or knows no better any more.
+            stage.want(*wanted)
+            [one] = stage.loop.observed()
+            assert one.spec is None
+            assert stage.loop.spec("s1") is None
+            await stage.until_called("start s1 1", *["stop s1"] * 3)
+            stage.driver.never_ends = False
+            await stage.until(lambda: stage.phase() is Phase.ENDED)
+            stage.want()
+            await stage.until(lambda: stage.loop.observed() == ())
+
+        run(tmp_path, scenario)
+
+    def test_a_later_placement_waits_for_its_end(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(loop_module, "AGAIN_SECONDS", 0.02)
+
+        async def scenario(stage: Stage) -> None:
+            stage.want(wish())
+            await stage.until(lambda: stage.phase() is Phase.RUNNING)
+            stage.driver.never_ends = True
+            stage.want(wish(stop=True))
+            await stage.until(lambda: stage.loop._put_off)
+            stage.want(wish(generation=2))
+            await stage.until_called("start s1 1", *["stop s1"] * 3)
+            report = stage.report()
+            assert report is not None
+            assert (report.generation, report.phase) == (2, Phase.STARTING)
+            assert report.reason == "the session has been stopped, and is still there"
+            stage.driver.never_ends = False
+            await stage.until(lambda: stage.phase() is Phase.RUNNING)
+            assert stage.driver.calls[-1] == "start s1 2"
+
+        run(tmp_path, scenario)
+
+    def test_the_next_one_of_a_stranger_s_name_is_not_stopped_for_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(loop_module, "AGAIN_SECONDS", 0.01)
+
+        async def scenario(stage: Stage) -> None:
+            stage.driver.put("console", 0)
+            stage.driver.fails = [Unavailable("not yet")]
+            stage.want(wish("console", 0, stop=True))
+            await stage.until(lambda: stage.loop._put_off)
+            stage.want(wish("console", 0, started=True))
+            await stage.until(lambda: not stage.loop._put_off)
+            assert stage.driver.calls == ["stop console"]
 
         run(tmp_path, scenario)
 

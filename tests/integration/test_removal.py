@@ -17,6 +17,7 @@ import pytest
 from deskfleet.agent.drivers.removal import detach_mounts, remove_folder
 from deskfleet.agent.drivers.xvnc_launch import find_interpreter
 from deskfleet.machine.mounts import mounted_here, mounts
+from support.mounts import mount, never_answering
 from support.sessions import xvnc_folder
 from support.users import ordinary_user
 from support.waiting import until
@@ -25,12 +26,6 @@ AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount, or 
 NAME = "0123abcd"
 ODD = b"\xc3\xa4 \n\t\\040\x0c\xff"
 """A name of bytes that are escaped, that end lines of text, and that are no text."""
-
-
-def mount(point: Path | bytes, kind: str = "tmpfs", options: bytes = b"") -> None:
-    system = ctypes.CDLL(None, use_errno=True)
-    if system.mount(b"test", os.fsencode(point), kind.encode(), 0, options) != 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 def mounted_below(folder: Path) -> list[bytes]:
@@ -111,20 +106,14 @@ def test_another_mount_is_never_entered(parent: Path, monkeypatch: pytest.Monkey
     assert (folder / "kept").exists()
 
 
-@AS_ROOT
-@pytest.mark.skipif(not Path("/dev/fuse").exists(), reason="the kernel has no FUSE")
 @pytest.mark.parametrize("inner", [".", "gvfs"])
-@pytest.mark.parametrize("others", [b"", b",allow_other"])
+@pytest.mark.parametrize("others", [False, True])
 def test_a_file_system_that_never_answers_is_detached(
-    parent: Path, inner: str, others: bytes
+    parent: Path, inner: str, *, others: bool
 ) -> None:
     folder = owned_folder(parent)
-    user = folder.stat()
     (folder / inner).mkdir(exist_ok=True)
-    answering = os.open("/dev/fuse", os.O_RDWR)
-    try:
-        who = b"rootmode=40000,user_id=%d,group_id=%d" % (user.st_uid, user.st_gid)
-        mount(folder / inner, "fuse", b"fd=%d,%s%s" % (answering, who, others))
+    with never_answering(folder / inner, folder.stat().st_uid, others=others):
         script = f"""if True:
             from pathlib import Path
             from deskfleet.agent.drivers.removal import remove_folder
@@ -139,8 +128,6 @@ def test_a_file_system_that_never_answers_is_detached(
             timeout=20,
         )
         assert done.stdout == "True\n", done.stderr
-    finally:
-        os.close(answering)
     assert list(parent.iterdir()) == []
 
 

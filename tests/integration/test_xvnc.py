@@ -151,7 +151,7 @@ def play(folder: Path, story: Story, **settings: object) -> list[tuple[str, str]
     asyncio.run(scene())
     assert processes_of(folder) == []
     for part in "rsd":
-        assert list((folder / "run" / part).iterdir()) == []
+        assert list((folder / "run" / part).glob("*")) == []
     return ends
 
 
@@ -326,6 +326,33 @@ def test_a_display_that_nobody_could_free_is_used_again(folder: Path) -> None:
 
     play(folder, story)
     assert inside.traces() == []
+
+
+def test_an_owner_s_folders_in_the_places_of_x_keep_no_session(folder: Path) -> None:
+    owner = pwd.getpwnam(session_owner())
+
+    async def story(driver: XvncDriver) -> None:
+        await driver.start(session_spec())
+        inside = Inside(folder)
+        for path in made(inside.leader):
+            path.mkdir()
+            os.chown(path, owner.pw_uid, owner.pw_gid)
+        leaders.append(inside.leader)
+        os.kill(inside.leader, signal.SIGKILL)
+        await soon(lambda: not driver.running())
+        assert inside.traces() == []
+        await driver.start(session_spec())
+
+    def made(leader: int) -> list[Path]:
+        return [Path(f"/tmp/.tX{number}-{leader}") for number in (9, 10)]
+
+    leaders: list[int] = []
+    try:
+        assert [session_id for session_id, _ in play(folder, story)] == ["s-1"]
+    finally:
+        for leader in leaders:
+            for path in made(leader):
+                path.rmdir()
 
 
 INTRUDER = """

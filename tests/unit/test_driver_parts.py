@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import resource
+import signal
 import socket
 import stat
 import struct
+import subprocess
 import threading
 import tracemalloc
 from collections.abc import Iterable, Iterator
@@ -22,17 +25,20 @@ from deskfleet.agent.drivers.dcv_files import DcvFiles, read_picture
 from deskfleet.agent.drivers.desktops import ICEWM, installed_desktop
 from deskfleet.agent.drivers.leader.display import COOKIE_NAME, cookie_file
 from deskfleet.agent.drivers.pictures import encode, picture_format
-from deskfleet.agent.drivers.processes import identify, watch
+from deskfleet.agent.drivers.processes import end_tree, identify, marked, watch
 from deskfleet.agent.drivers.rfb_picture import take_picture
 from deskfleet.agent.drivers.session_folders import RuntimeFolders
 from deskfleet.agent.drivers.simulated import SimulatedDriver
+from deskfleet.agent.drivers.xvnc_clearing import clear, mark_of
 from deskfleet.agent.drivers.xvnc_launch import title
+from deskfleet.agent.drivers.xvnc_record import Records
 from deskfleet.core.pictures import MOST_BYTES
 from deskfleet.core.records import SessionRequest, Type
 from deskfleet.errors import Invalid, SetupFailed, StartFailed, Unavailable
 from deskfleet.machine.posix_programs import find_program
 from deskfleet.ports import SessionSpec
 from deskfleet.system import SystemClock
+from support.waiting import until
 
 
 def everything_is_installed(program: str) -> str | None:
@@ -88,6 +94,74 @@ def test_a_process_is_its_pid_and_its_start() -> None:
     os.close(descriptor)
     assert watch(type(mine)(pid=mine.pid, start_time=mine.start_time + 1)) is None
     assert identify(2**22 + 1) is None
+
+
+def test_a_process_is_ended_whatever_the_number_of_its_descriptor() -> None:
+    with many_open_files(1100), subprocess.Popen(["sleep", "600"]) as child:
+        mine = identify(child.pid)
+        assert mine is not None
+        assert end_tree(mine, grace_seconds=5, limit_seconds=5)
+        assert child.wait(timeout=5) == -signal.SIGTERM
+
+
+@contextmanager
+def many_open_files(count: int) -> Iterator[None]:
+    """Have so many files open meanwhile that a new descriptor has a larger number."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    room = count + 200
+    if hard != resource.RLIM_INFINITY and hard < room:
+        pytest.skip(f"no more than {hard} files may be open")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, room), hard))
+    opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_without_a_free_descriptor_nothing_is_proven_to_be_gone(tmp_path: Path) -> None:
+    folders, records = RuntimeFolders(tmp_path), Records(tmp_path / "r")
+    for inner in ("s", "d", "r"):
+        (tmp_path / inner).mkdir()
+    (tmp_path / "r/0123abcd.json").write_text("{}")
+    mark = mark_of(folders, "0123abcd")
+    name, _, value = os.fsdecode(mark).partition("=")
+    with subprocess.Popen(["sleep", "600"], env={**os.environ, name: value}) as child:
+        until(lambda: marked(mark) == [child.pid])
+        with no_more_files():
+            with pytest.raises(OSError, match="Too many open files"):
+                records.read("0123abcd")
+            assert not clear(folders, records, "0123abcd")
+        with no_more_files(but=1), pytest.raises(OSError, match="Too many open files"):
+            marked(mark)
+        assert child.poll() is None
+        assert clear(folders, records, "0123abcd")
+        assert child.wait(timeout=5) == -signal.SIGKILL
+    assert [path for part in "sdr" for path in (tmp_path / part).iterdir()] == []
+
+
+@contextmanager
+def no_more_files(but: int = 0) -> Iterator[None]:
+    """Let this program open no more files meanwhile, but so many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.open(os.devnull, os.O_RDONLY)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + but, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_draft_that_became_no_record_is_found_and_removed(tmp_path: Path) -> None:
+    records = Records(tmp_path)
+    (tmp_path / "0123abcd.new").write_text("{")
+    assert records.keys() == {"0123abcd"}
+    assert records.read("0123abcd") is None
+    records.remove("0123abcd")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_program_is_found_below_its_folder_only(tmp_path: Path) -> None:

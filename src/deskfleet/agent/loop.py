@@ -6,17 +6,17 @@ is about to do, does it, and notes what came of it; only then is decided what co
 isn't named in the desired set is left alone.
 
 Laws: a generation is begun at most once; a lower generation than one seen is not listened to; a
-session that has failed or ended stays so, and is told while a broker names it. Nobody is told of an
-outcome that the journal doesn't hold. What it can't take is put off, for that session alone, and
-tried again; meanwhile the reason is told.
+session that has failed or ended stays so, and is told (sight.py) while a broker names it. What it
+can't take is put off, for that session alone, and tried again; meanwhile the reason is told, and
+being told the same once more hurries nothing. A stop that has begun goes on until the driver shows
+the session no more, whoever names it or doesn't.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator
-from datetime import datetime
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from functools import cache
 from typing import Any, Protocol, TypeAlias
 
@@ -24,9 +24,10 @@ import msgspec
 
 from deskfleet.agent.journal import Journal
 from deskfleet.agent.journal_file import Entry
-from deskfleet.core.records import Intent, Phase, Report, SessionRequest
+from deskfleet.agent.sight import Sight, Visitors
+from deskfleet.core.records import Intent, Phase
 from deskfleet.errors import StartFailed, Unavailable
-from deskfleet.ports import Running, SessionDriver, SessionSpec
+from deskfleet.ports import SessionDriver, SessionSpec
 from deskfleet.wire.bounds import cut
 from deskfleet.wire.messages import Desire, Observed
 
@@ -37,19 +38,10 @@ Generations: TypeAlias = Callable[[], dict[str, int]]
 
 FINAL = {Phase.FAILED, Phase.ENDED}
 AGAIN_SECONDS = 5.0
-"""When a step that the world made fail is due again, at the latest."""
-TOLD_BYTES = 1024 * 1024
-"""Of what was asked for of sessions that were not named, in one observed set; the rest is told
-when these have been taken up."""
+"""When a step that the world made fail is due again, unless something else is wanted before."""
 
 
-class Presence(Protocol):
-    """Who is connected (`Attendance`)."""
-
-    def visitors(self, session_id: str) -> tuple[str, ...]: ...
-
-    def last_disconnection_at(self, session_id: str) -> datetime | None: ...
-
+class Presence(Visitors, Protocol):
     def close_all(self, session_id: str) -> None: ...
 
     def forget(self, session_id: str) -> None: ...
@@ -81,6 +73,8 @@ class Loop:
         """Sessions whose next step is due again later, all at once."""
         self._reasons: dict[str, str] = {}
         """Why the last step of a session did not succeed."""
+        self._looking: asyncio.Task[dict[str, int]] | None = None
+        """A look that is still to be taken."""
         self._closed = False
 
     async def open(self) -> None:
@@ -117,21 +111,53 @@ class Loop:
     def want(self, desires: Iterable[Desire]) -> None:
         """Take over a new desired set."""
         before = self._desires or {}
-        wanted = self._desires = {desire.spec.session_id: desire for desire in desires}
+        wanted = {desire.spec.session_id: desire for desire in desires}
+        wanted |= self._stops_under_way(before, wanted)
+        self._desires = wanted
         for id, desire in wanted.items():
             old = before.get(id)
             if old is not None and _permissions(old.spec) != _permissions(desire.spec):
                 self._presence.close_all(id)
-        self._converge(*{**wanted, **self._journal.entries, **self._reasons})
+        ids = {**wanted, **self._journal.entries, **self._reasons}
+        waits = {id for id in self._put_off if before.get(id) == wanted.get(id)}
+        self._converge(*(id for id in ids if id not in waits))
         self._on_change()
+
+    def _stops_under_way(
+        self, before: Mapping[str, Desire], wanted: Mapping[str, Desire]
+    ) -> dict[str, Desire]:
+        """Return which stops go on, although they are wanted no more.
+
+        A session of which half is gone is no session: were it shown, it would be adopted as one.
+        """
+        kept = {}
+        for id, old in before.items():
+            new = wanted.get(id)
+            later = new is not None and new.spec.generation > old.spec.generation
+            if not later and self._is_being_stopped(old):
+                kept[id] = old
+        return kept
+
+    def _is_being_stopped(self, desire: Desire) -> bool:
+        """Tell whether one of our sessions is being stopped, and that hasn't come out yet."""
+        id, generation = desire.spec.session_id, desire.spec.generation
+        entry = self._journal.entries.get(id)
+        is_over = entry is not None and entry.phase in FINAL and entry.generation >= generation
+        is_begun = id in self._tasks or id in self._put_off
+        # Of what others created, the next one may have the same name and generation.
+        return desire.intent is Intent.STOP and generation > 0 and is_begun and not is_over
 
     def observed(self) -> tuple[Observed, ...]:
         """Return the whole observed set."""
-        running = {one.session_id: one for one in self._driver.running()}
-        ids = dict.fromkeys([*self._journal.entries, *running])
-        unnamed = self._unnamed(running)
-        known = [self._observe(id, running.get(id), unnamed.get(id)) for id in ids]
-        return (*known, *self._held_up(ids))
+        sight = Sight(
+            server_id=self._server_id,
+            entries=self._journal.entries,
+            running={one.session_id: one for one in self._driver.running()},
+            desires=self._desires,
+            reasons=self._reasons,
+            presence=self._presence,
+        )
+        return sight.observed()
 
     def spec(self, session_id: str) -> SessionSpec | None:
         """Return what is known of a session that runs here; the newest permissions win."""
@@ -140,62 +166,6 @@ class Loop:
         if desire is not None:
             return desire.spec if desire.intent is Intent.RUN else None
         return None if entry is None else entry.spec
-
-    def _unnamed(self, running: dict[str, Running]) -> dict[str, SessionSpec]:
-        """Return what is known of our sessions that run and that nobody wants, or ends."""
-        if self._desires is None:
-            return {}
-        unnamed, told = {}, 0
-        for id, one in running.items():
-            if id in self._desires or not one.generation or told > TOLD_BYTES:
-                continue
-            entry = self._journal.entries.get(id)
-            is_it = entry is not None and entry.generation == one.generation
-            spec = entry.spec if entry is not None and is_it else _spec_of(one)
-            told += len(msgspec.json.encode(spec))
-            unnamed[id] = spec
-        return unnamed
-
-    def _held_up(self, known: Collection[str]) -> Iterator[Observed]:
-        """Tell of sessions that can't even be noted yet."""
-        for id, reason in self._reasons.items():
-            desire = (self._desires or {}).get(id)
-            if desire is None or desire.intent is Intent.STOP or desire.started or id in known:
-                continue
-            report = Report(
-                id=id,
-                server_id=self._server_id,
-                generation=desire.spec.generation,
-                phase=Phase.STARTING,
-                reason=reason,
-            )
-            yield Observed(report=report)
-
-    def _observe(self, id: str, running: Running | None, spec: SessionSpec | None) -> Observed:
-        entry = self._journal.entries.get(id)
-        # A session that deskfleet didn't create has no entry: it runs, and that is all.
-        phase = entry.phase if entry else Phase.RUNNING
-        reason = entry.reason if entry else None
-        if phase is Phase.STARTING:
-            reason = self._reasons.get(id)
-        visitors, connections = self._presence.visitors(id), None
-        if running is not None and running.connections is not None:
-            visitors, connections = running.visitors, running.connections
-        left = None if running is None else running.last_disconnection_at
-        return Observed(
-            report=Report(
-                id=id,
-                server_id=self._server_id,
-                generation=entry.generation if entry else (running.generation if running else 0),
-                phase=phase,
-                reason=reason,
-                connections=len(visitors) if connections is None else connections,
-                visitors=visitors,
-                last_disconnection_at=left or self._presence.last_disconnection_at(id),
-            ),
-            running=running,
-            spec=spec,
-        )
 
     def _running(self) -> dict[str, int]:
         """Return the generation of each session that runs."""
@@ -344,7 +314,7 @@ class Loop:
         await self._note(spec, Phase.STARTING)
         try:
             if has_older:
-                await self._driver.stop(id)
+                await self._end(spec)
             # What has ended so far was the older one.
             self._ends.pop(id, None)
             await self._driver.start(spec)
@@ -370,10 +340,29 @@ class Loop:
 
     async def _stop(self, spec: SessionSpec) -> None:
         id = spec.session_id
-        await self._driver.stop(id)
+        await self._end(spec)
         self._presence.forget(id)
         log.info("session.stopped", extra={"session_id": id})
         await self._note(spec, Phase.ENDED)
+
+    async def _end(self, spec: SessionSpec) -> None:
+        """Have a session ended; raise `Unavailable` where the driver shows it even then.
+
+        Told as an end, that would be asked for again at once, and so on for ever.
+        """
+        await self._driver.stop(spec.session_id)
+        if 0 < (await self._look()).get(spec.session_id, 0) <= spec.generation:
+            raise Unavailable("the session has been stopped, and is still there")
+
+    async def _look(self) -> dict[str, int]:
+        """Look at what runs, once for all who ask for it at one moment."""
+        if self._looking is None:
+            self._looking = asyncio.create_task(self._look_now())
+        return await asyncio.shield(self._looking)
+
+    async def _look_now(self) -> dict[str, int]:
+        self._looking = None
+        return self._running()
 
     async def _note(self, spec: SessionSpec, phase: Phase, reason: str | None = None) -> None:
         told = None if reason is None else cut(reason)
@@ -384,17 +373,6 @@ class Loop:
     async def _forget(self, id: str, *, over: int = 0) -> None:
         await self._journal.forget(id, over=over)
         self._on_change()
-
-
-def _spec_of(running: Running) -> SessionSpec:
-    """Return what a driver knows of a session that the journal has lost."""
-    request = SessionRequest(name=running.name, owner=running.owner, type=running.type)
-    return SessionSpec(
-        session_id=running.session_id,
-        generation=running.generation,
-        request=request,
-        created_at=running.created_at,
-    )
 
 
 def _permissions(spec: SessionSpec) -> str | None:

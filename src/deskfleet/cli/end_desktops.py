@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from deskfleet.agent.drivers.session_folders import RuntimeFolders
-from deskfleet.agent.drivers.xvnc_clearing import clear, clear_unrecorded
-from deskfleet.agent.drivers.xvnc_record import Records, SessionRecord
+from deskfleet.agent.drivers.xvnc_clearing import clear
+from deskfleet.agent.drivers.xvnc_record import Records
 
 RUNTIME = Path("/run/deskfleet")
 
@@ -24,10 +24,10 @@ def main(arguments: Sequence[str], runtime: Path = RUNTIME) -> int:
     (command,) = arguments
     left = 0
     for folders, records, key in _found(runtime):
-        record = records.read(key)
         if command == "list":
+            record = records.read(key)
             sys.stdout.write(f"{record.spec.session_id if record else key}\n")
-        elif not _end(folders, records, key, record):
+        elif not clear(folders, records, key):
             sys.stderr.write(f"deskfleet: session {key} can't be removed\n")
             left += 1
     return 1 if left else 0
@@ -42,12 +42,6 @@ def _found(runtime: Path) -> Iterator[tuple[RuntimeFolders, Records, str]]:
         keys = records.keys() | folders.keys() if folders.records.is_dir() else set()
         for key in sorted(keys):
             yield folders, records, key
-
-
-def _end(folders: RuntimeFolders, records: Records, key: str, record: SessionRecord | None) -> bool:
-    if record is None:
-        return clear_unrecorded(folders, records, key)
-    return clear(folders, records, record)
 
 
 if __name__ == "__main__":

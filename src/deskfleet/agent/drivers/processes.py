@@ -104,7 +104,10 @@ def _watched(process: Identity) -> Iterator[int | None]:
 
 
 def _ended(descriptor: int, seconds: float) -> bool:
-    return bool(select.select([descriptor], [], [], seconds)[0])
+    # Not select(): it takes no descriptor above 1023, and an agent may have thousands of them.
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
 
 
 def marked(mark: bytes) -> list[int]:
@@ -135,7 +138,8 @@ def end_marked(mark: bytes, limit_seconds: float) -> bool:
 def _has(pid: int, mark: bytes) -> bool:
     try:
         environment = (_PROC / str(pid) / "environ").read_bytes()
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        # It has ended, or it is somebody else's. Whatever else is wrong proves nothing.
         return False
     return mark in environment.split(b"\0") and identify(pid) is not None
 

@@ -9,7 +9,6 @@ seconds. What is left then is removed by a later call.
 
 from __future__ import annotations
 
-import errno
 import os
 import subprocess
 import time
@@ -19,13 +18,13 @@ from itertools import count, islice
 from pathlib import Path
 from uuid import uuid4
 
+from deskfleet.agent.drivers.owned_places import FOLDER, by_descriptor, open_inside
 from deskfleet.machine.mounts import mounted_here, mounts
 from deskfleet.machine.posix_ways import PLACE, open_place
 
 LIMIT_SECONDS = 5.0
 _UNMOUNT_SECONDS = 10.0
 _BATCH = 1000
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _DETACH = 2
 """MNT_DETACH of umount2(2): also what is busy, with all that is mounted below."""
 
@@ -36,7 +35,7 @@ def remove_folder(parent: Path, name: str, limit_seconds: float = LIMIT_SECONDS)
     try:
         detach_mounts(parent, name, mounted_here())
         with ExitStack() as opened:
-            above = open_place(str(parent), _FOLDER, None, opened)
+            above = open_place(str(parent), FOLDER, None, opened)
             _Removal(above, deadline).remove(name)
     except OSError:
         return False
@@ -50,7 +49,7 @@ def detach_mounts(parent: Path, name: str, mountinfo: bytes) -> None:
     """
     base = os.fsencode(parent.resolve())
     with ExitStack() as opened:
-        above = open_place(base, _FOLDER, None, opened)
+        above = open_place(base, FOLDER, None, opened)
         for parts in _topmost(base, os.fsencode(name), mountinfo):
             with suppress(OSError, subprocess.TimeoutExpired):
                 if os.geteuid() == 0:
@@ -91,13 +90,12 @@ def _detach(above: int, parts: Sequence[bytes]) -> None:
         for part in parts:
             # Without asking the file system behind it, which may never answer.
             place = open_place(part, PLACE, place, opened)
-        ctypes.CDLL(None).umount2(_by_descriptor(place).encode(), _DETACH)
+        ctypes.CDLL(None).umount2(by_descriptor(place).encode(), _DETACH)
 
 
 class _Removal:
     def __init__(self, above: int, deadline: float) -> None:
         self._above, self._deadline = above, deadline
-        self._mount = _mount_of(above)
         self._fresh = (f"{uuid4()}.{number}" for number in count())
 
     def remove(self, name: str) -> None:
@@ -130,10 +128,8 @@ class _Removal:
 
     def _take(self, parent: int, name: str, opened: ExitStack) -> int:
         """Open a folder that from now on is nobody's but ours."""
-        place = open_place(name, PLACE | os.O_DIRECTORY, parent, opened)
-        if _mount_of(place) != self._mount:
-            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
-        path = _by_descriptor(place)
+        place = open_inside(parent, name, opened, os.O_DIRECTORY)
+        path = by_descriptor(place)
         if os.geteuid() == 0:
             os.chown(path, 0, 0)
         os.chmod(path, 0o700)  # noqa: PTH101 - a descriptor
@@ -153,13 +149,3 @@ class _Removal:
                 if time.monotonic() > self._deadline:
                     raise TimeoutError
                 yield entry
-
-
-def _mount_of(descriptor: int) -> str:
-    """Return by which mount something was reached; asks the kernel alone."""
-    said = Path(f"/proc/self/fdinfo/{descriptor}").read_text()
-    return next(line for line in said.splitlines() if line.startswith("mnt_id:"))
-
-
-def _by_descriptor(descriptor: int) -> str:
-    return f"/proc/self/fd/{descriptor}"

@@ -1,31 +1,41 @@
 """The folders below the agent's runtime folder, and the places of X in /tmp.
 
-    <runtime>/            0711  the session leader's program
+    <runtime>/            0711  copies of the session leader; gone once nobody needs it any more
       s/                  0711  one folder per session, 0700, the owner's own
       d/                  0700  the RFB sockets as the agent reaches them
       r/                  0700  what the agent remembers (see xvnc_record.py)
 
 What an owner can write is never trusted: an owner could put another user's socket where their
 own RFB socket was. So each socket gets a second name in `d`, made once, checked, and out of the
-owner's reach. Trees are removed without following links or entering other file systems.
+owner's reach. Links are not followed there and other file systems not entered (owned_places.py),
+neither to look nor to remove.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import re
 import stat
-from contextlib import suppress
+from collections.abc import Callable, Collection
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
+from deskfleet.agent.drivers.leader_copy import COPIES
+from deskfleet.agent.drivers.owned_places import FOLDER, by_descriptor, open_inside
 from deskfleet.agent.drivers.removal import remove_folder
 from deskfleet.errors import SetupFailed, StartFailed
 from deskfleet.machine import here
+from deskfleet.machine.posix_ways import open_place
 
 LONGEST_SOCKET_PATH = 107
 """What sun_path holds, without its terminator."""
 X_SOCKETS = Path("/tmp/.X11-unix")  # noqa: S108 - where every X client looks
 X_LOCKS = X_SOCKETS.parent
+_X_LOCK = re.compile(r"\.(X[0-9]{1,4})-lock")
+_X_LOCK_DRAFT = re.compile(r"\.tX[0-9]{1,4}-([0-9]{1,10})")
+"""Of a display that a leader takes (leader/display.py)."""
 MAX_REASON_BYTES = 1000
 
 
@@ -77,6 +87,12 @@ class RuntimeFolders:
                     f"{self.runtime} can't be reached by session owners: {parent} is closed to them"
                 )
 
+    def is_unused(self) -> bool:
+        """Tell whether nothing of a session is here, nor of anybody else."""
+        parts = {self._sessions, self._displays, self.records}
+        others = set(self.runtime.iterdir()) - parts - set(self.runtime.glob(COPIES))
+        return not others and not any(list(part.iterdir()) for part in parts)
+
     def session(self, key: str) -> Path:
         return self._sessions / key
 
@@ -97,17 +113,20 @@ class RuntimeFolders:
         return folder
 
     def owner(self, key: str) -> int | None:
-        """Return the uid of who owns a session's folder, None where there is none."""
+        """Return the uid of who owns a session's folder, None where that can't be seen."""
         try:
-            return self.session(key).lstat().st_uid
-        except FileNotFoundError:
+            with ExitStack() as opened:
+                return os.fstat(self._open_session(key, opened)).st_uid
+        except OSError:
             return None
 
     def publish_display(self, key: str, uid: int) -> None:
         """Give the session's RFB socket its second name, if it is one and its owner's."""
         display = self.display(key)
         try:
-            os.link(self.rfb_socket(key), display, follow_symlinks=False)
+            with ExitStack() as opened:
+                folder, name = self._open_session(key, opened), self.rfb_socket(key).name
+                os.link(name, display, src_dir_fd=folder, follow_symlinks=False)
             status = display.lstat()
         except OSError as error:
             raise StartFailed(f"the desktop's socket is not there: {error.strerror}") from error
@@ -118,18 +137,16 @@ class RuntimeFolders:
     def why_ended(self, key: str) -> str | None:
         """Return what the session leader wrote of the end, as far as it is fit to print."""
         try:
-            descriptor = os.open(
-                self.session(key) / "ended", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-            )
+            with ExitStack() as opened:
+                file = open_inside(self._open_session(key, opened), "ended", opened)
+                text = _read_file(file, MAX_REASON_BYTES).decode(errors="replace")
         except OSError:
             return None
-        try:
-            text = os.read(descriptor, MAX_REASON_BYTES).decode(errors="replace")
-        except OSError:
-            return None
-        finally:
-            os.close(descriptor)
         return "".join(character for character in text if character.isprintable()) or None
+
+    def _open_session(self, key: str, opened: ExitStack) -> int:
+        sessions = open_place(str(self._sessions), FOLDER, None, opened)
+        return open_inside(sessions, key, opened, os.O_DIRECTORY)
 
     def remove(self, key: str) -> bool:
         """Remove the folder and the socket of a session; return whether they are gone."""
@@ -155,38 +172,68 @@ def prepare_x_sockets() -> None:
         os.close(descriptor)
 
 
-def remove_x_traces(leader_pid: int, uid: int) -> None:
-    """Remove the X socket and the X lock of a leader that could not do it any more.
+def remove_x_traces(leaders: Collection[int], uid: int) -> bool:
+    """Remove the X sockets and X locks of leaders that could not do it any more.
 
-    The lock holds the leader's pid. Only what belongs to the owner is removed, so that a forged
-    lock harms nobody but its author.
+    Their pids are in the locks. Only what belongs to the owner is removed, so that a forged lock
+    harms nobody but its author, and only what X could have made: a folder is nothing of X's.
+    Returns whether nothing is left.
     """
-    for lock in X_LOCKS.glob(".X*-lock"):
-        if _owned(lock, uid) and _locker(lock) == leader_pid:
-            socket = X_SOCKETS / lock.name.removeprefix(".").removesuffix("-lock")
-            for path in (socket, lock):
-                if _owned(path, uid):
-                    path.unlink(missing_ok=True)
-    for draft in X_LOCKS.glob(f".tX*-{leader_pid}"):
-        if _owned(draft, uid):
-            draft.unlink(missing_ok=True)
+    gone = True
+    with ExitStack() as opened:
+        locks = open_place(str(X_LOCKS), os.O_RDONLY | os.O_DIRECTORY, None, opened)
+        for name in os.listdir(locks):  # noqa: PTH208 - a descriptor
+            lock, draft = _X_LOCK.fullmatch(name), _X_LOCK_DRAFT.fullmatch(name)
+            if lock is not None and _locker(locks, name, uid) in leaders:
+                # The lock goes last: it is all that tells of the socket.
+                gone &= _remove_socket(lock[1], uid) and _remove(locks, name, uid, stat.S_ISREG)
+            elif draft is not None and int(draft[1]) in leaders:
+                gone &= _remove(locks, name, uid, stat.S_ISREG)
+    return gone
 
 
-def _owned(path: Path, uid: int) -> bool:
+def _remove_socket(name: str, uid: int) -> bool:
+    with ExitStack() as opened:
+        try:
+            sockets = open_place(str(X_SOCKETS), FOLDER, None, opened)
+        except OSError:
+            return True
+        return _remove(sockets, name, uid, stat.S_ISSOCK)
+
+
+def _remove(folder: int, name: str, uid: int, is_kind: Callable[[int], bool]) -> bool:
+    """Remove a file of one kind, if it is there and a user's; return whether none is left."""
     try:
-        return path.lstat().st_uid == uid
-    except FileNotFoundError:
-        return False
-
-
-def _locker(lock: Path) -> int | None:
-    try:
-        descriptor = os.open(lock, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with ExitStack() as opened:
+            status = os.fstat(open_inside(folder, name, opened))
     except OSError:
-        return None
+        return True
+    if status.st_uid != uid or not is_kind(status.st_mode):
+        return True
     try:
-        return int(os.read(descriptor, 11))
+        os.unlink(name, dir_fd=folder)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def _locker(locks: int, name: str, uid: int) -> int | None:
+    """Return the pid in an X lock of a user's, None where it is none."""
+    try:
+        with ExitStack() as opened:
+            file = open_inside(locks, name, opened)
+            return int(_read_file(file, 11)) if os.fstat(file).st_uid == uid else None
     except (ValueError, OSError):
         return None
-    finally:
-        os.close(descriptor)
+
+
+def _read_file(place: int, most: int) -> bytes:
+    """Return the beginning of a file that is open as a place; raise `OSError` for anything else."""
+    if not stat.S_ISREG(os.fstat(place).st_mode):
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    with ExitStack() as opened:
+        # A file that its owner has leased to a program would have to be waited for.
+        flags = os.O_RDONLY | os.O_NONBLOCK
+        return os.read(open_place(by_descriptor(place), flags, None, opened), most)

@@ -3,8 +3,9 @@
 Owns the sessions of one runtime folder: starts each under a session leader of its own (see
 the package leader), watches that leader, clears what is left when it ends, and takes up what an
 earlier agent started. Laws: a session that did not become ready, and one that ended, leaves
-nothing; clearing is never cut short, not even by cancellation; a session's end is told once, and
-only after it has been cleared. Blocking work is done in the driver's own threads.
+nothing, or what is left is known, tried again (see xvnc_remains.py) and kept from being called
+gone; a session's end is told once, and only after it has been cleared. Blocking work is done in
+the driver's own threads.
 """
 
 from __future__ import annotations
@@ -25,21 +26,23 @@ from typing import ParamSpec, TypeVar
 import msgspec
 
 from deskfleet.agent.drivers.cgroups import enter_group, make_group
+from deskfleet.agent.drivers.leader_copy import install_leader, remove_other_copies
 from deskfleet.agent.drivers.owners import OwnerPolicy
 from deskfleet.agent.drivers.pictures import encode, picture_format
 from deskfleet.agent.drivers.processes import boot_id, identify, watch
 from deskfleet.agent.drivers.rfb_picture import take_picture
+from deskfleet.agent.drivers.runtime_hold import Hold
 from deskfleet.agent.drivers.session_folders import RuntimeFolders, prepare_x_sockets
-from deskfleet.agent.drivers.xvnc_clearing import clear, clear_unrecorded, group_name
+from deskfleet.agent.drivers.xvnc_clearing import clear, group_name
 from deskfleet.agent.drivers.xvnc_installation import XvncInstallation
 from deskfleet.agent.drivers.xvnc_launch import (
-    install_leader,
     next_word,
     send_order,
     spawn_leader,
 )
 from deskfleet.agent.drivers.xvnc_plan import Plan, Planner
 from deskfleet.agent.drivers.xvnc_record import Records, SessionRecord
+from deskfleet.agent.drivers.xvnc_remains import Remains
 from deskfleet.agent.settling import settled
 from deskfleet.errors import Missing, StartFailed, Unavailable
 from deskfleet.ports import Clock, Picture, Running, SessionSpec
@@ -52,7 +55,7 @@ T = TypeVar("T")
 _THREADS = 16
 _PICTURE_LIMIT_SECONDS = 5.0
 _TROUBLE_SECONDS = 10.0
-_RETRY_CLEARING_SECONDS = 5.0
+_REASON_LIMIT_SECONDS = 5.0
 _STOP_LIMIT_SECONDS = 45.0
 
 
@@ -100,18 +103,24 @@ class XvncDriver:
         )
         self._sessions: dict[str, _Session] = {}
         self._threads = ThreadPoolExecutor(_THREADS, "xvnc")
+        self._remains = Remains(lambda key: self._begin(clear, self._folders, self._records, key))
         self._large_picture = threading.Lock()
         self._on_end: Callable[[str, str], None] = lambda _session_id, _reason: None
+        self._hold: Hold | None = None
         self._leader = Path()
         self._trouble: tuple[float, str | None] | None = None
 
     async def open(self, on_end: Callable[[str, str], None]) -> None:
         self._on_end = on_end
-        for record in await self._to_the_end(self._take_stock):
+        alive, left = await self._to_the_end(self._take_stock)
+        for record in alive:
             if self._watch(record):
                 log.info("session.adopted", extra={"session_id": record.spec.session_id})
             else:
-                await self._to_the_end(clear, self._folders, self._records, record)
+                left[record.key] = record.spec.session_id
+        remnants = [self._remains.begin(key, session_id) for key, session_id in left.items()]
+        if remnants:
+            await asyncio.wait({one.tried for one in remnants})
 
     async def close(self) -> None:
         endings = []
@@ -121,7 +130,10 @@ class XvncDriver:
                 session.ending.cancel()
                 endings.append(session.ending)
         await asyncio.gather(*endings, return_exceptions=True)
+        await self._remains.close()
         self._sessions.clear()
+        if self._hold is not None:
+            await self._to_the_end(self._hold.leave, self._folders.is_unused)
         self._threads.shutdown(wait=False)
 
     def running(self) -> Sequence[Running]:
@@ -129,38 +141,31 @@ class XvncDriver:
         return [session.record.running() for session in self._sessions.values()]
 
     async def start(self, spec: SessionSpec) -> None:
+        """See `SessionDriver`; what a start leaves that can't be removed at once is in its reason,
+        is removed later, and `stop` knows of it."""
         if await self._runs_already(spec):
             return
         plan = await self._in_thread(self._planner.plan, spec)
-        key = plan.record.key
-        started = False
         try:
-            async with asyncio.timeout(self._start_limit):
-                await self._launch(plan)
-            started = self._watch(self._recorded(key))
-            if not started:
-                raise StartFailed(self._folders.why_ended(key))
-        except TimeoutError:
-            raise StartFailed(
-                f"the session did not start within {self._start_limit:g} seconds"
-            ) from None
-        except OSError as error:
-            raise StartFailed(f"the session could not be set up: {error.strerror}") from error
-        finally:
-            if not started:
-                await self._to_the_end(self._clear_attempt, key)
+            await self._bring_up(plan)
+        except BaseException as error:
+            remnant = self._remains.begin(plan.record.key, spec.session_id)
+            if not await settled(remnant.tried) and isinstance(error, StartFailed):
+                why = f"{error.message}; parts of it can't be removed yet"
+                raise StartFailed(why) from error
+            raise
 
     async def stop(self, session_id: str) -> None:
+        endings = self._remains.of(session_id)
         session = self._sessions.get(session_id)
-        if session is None:
+        if session is not None:
+            session.stopped = True
+            endings.add(self._begin_end(session))
+        if not endings:
             return
-        session.stopped = True
-        if session.ending is None:
-            self._unwatch(session)
-            session.ending = asyncio.create_task(self._end(session))
         # Neither our cancellation nor our limit cuts the clearing short: it runs on by itself.
-        done, _ = await asyncio.wait({session.ending}, timeout=_STOP_LIMIT_SECONDS)
-        if not done:
+        done, unfinished = await asyncio.wait(endings, timeout=_STOP_LIMIT_SECONDS)
+        if unfinished or any(one.cancelled() or one.exception() for one in done):
             raise Unavailable("parts of the session can't be removed yet")
 
     async def permit(self, spec: SessionSpec) -> None:
@@ -197,41 +202,55 @@ class XvncDriver:
             self._trouble = now, await self._in_thread(self._installation.trouble)
         return self._trouble[1]
 
-    def _take_stock(self) -> list[SessionRecord]:
-        """Prepare the folders, clear what does not run any more, and return what does."""
+    def _take_stock(self) -> tuple[list[SessionRecord], dict[str, str | None]]:
+        """Prepare the folders; return what runs, and by its key whose session all else was."""
+        runtime = self._folders.runtime
+        self._hold = Hold(runtime, lambda: remove_other_copies(runtime))
         self._folders.make()
-        prepare_x_sockets()
-        self._leader = install_leader(
-            self._folders.runtime, self._installation.interpreter_if_any()
-        )
-        alive = []
+        try:
+            prepare_x_sockets()
+        except OSError as error:
+            # Each start tries it again, and says so. What runs already is at home with it.
+            log.warning("x-sockets.unusable", extra={"reason": error.strerror})
+        self._leader = install_leader(runtime, self._installation.interpreter_if_any())
+        alive: list[SessionRecord] = []
+        left: dict[str, str | None] = {}
         for key in sorted(self._records.keys() | self._folders.keys()):
-            record = self._records.read(key)
+            try:
+                record = self._records.read(key)
+            except OSError:
+                # Told of when it is cleared.
+                record = None
             if record is not None and _lives(record):
                 alive.append(record)
-            elif not self._clear_attempt(key):
-                log.error("session.residue", extra={"session_key": key})
-        return alive
-
-    def _clear_attempt(self, key: str) -> bool:
-        """Clear by what is written of a session, which is all that outlives a broken start."""
-        record = self._records.read(key)
-        if record is not None:
-            return clear(self._folders, self._records, record)
-        log.warning("session.record-missing", extra={"session_key": key})
-        return clear_unrecorded(self._folders, self._records, key)
+            else:
+                left[key] = None if record is None else record.spec.session_id
+        return alive, left
 
     async def _runs_already(self, spec: SessionSpec) -> bool:
         session = self._sessions.get(spec.session_id)
-        if session is None:
-            return False
-        if session.ending is None:
+        if session is not None and session.ending is None:
             if session.record.spec.generation == spec.generation:
                 return True
             if session.record.spec.generation > spec.generation:
                 raise StartFailed("a later placement of this session runs already")
         await self.stop(spec.session_id)
         return False
+
+    async def _bring_up(self, plan: Plan) -> None:
+        """Start a session and watch it from now on; raise `StartFailed` with why it can't be."""
+        key = plan.record.key
+        try:
+            async with asyncio.timeout(self._start_limit):
+                await self._launch(plan)
+            if not self._watch(self._recorded(key)):
+                raise StartFailed(await self._why_ended(key))
+        except TimeoutError:
+            raise StartFailed(
+                f"the session did not start within {self._start_limit:g} seconds"
+            ) from None
+        except OSError as error:
+            raise StartFailed(f"the session could not be set up: {error.strerror}") from error
 
     async def _launch(self, plan: Plan) -> None:
         """Start a leader and return when it says that the session is ready."""
@@ -301,7 +320,7 @@ class XvncDriver:
             return False
         session = _Session(record, descriptor)
         self._sessions[record.spec.session_id] = session
-        asyncio.get_running_loop().add_reader(descriptor, self._leader_ended, session)
+        asyncio.get_running_loop().add_reader(descriptor, self._begin_end, session)
         return True
 
     def _unwatch(self, session: _Session) -> None:
@@ -310,20 +329,29 @@ class XvncDriver:
             os.close(session.watched)
             session.watched = -1
 
-    def _leader_ended(self, session: _Session) -> None:
-        self._unwatch(session)
-        session.ending = asyncio.create_task(self._end(session))
+    def _begin_end(self, session: _Session) -> asyncio.Task[None]:
+        """Return the task that ends with nothing left of a session; one that failed is replaced."""
+        if session.ending is None or session.ending.done():
+            self._unwatch(session)
+            session.ending = asyncio.create_task(self._end(session))
+        return session.ending
 
     async def _end(self, session: _Session) -> None:
         """Clear a session until nothing is left, then forget it, and tell if nobody stopped it."""
-        record, session_id = session.record, session.record.spec.session_id
-        reason = None if session.stopped else self._folders.why_ended(record.key)
-        while not await self._to_the_end(clear, self._folders, self._records, record):
-            log.error("session.residue", extra={"session_id": session_id})
-            await asyncio.sleep(_RETRY_CLEARING_SECONDS)
+        key, session_id = session.record.key, session.record.spec.session_id
+        reason = None if session.stopped else await self._why_ended(key)
+        await self._remains.begin(key, session_id).gone
         del self._sessions[session_id]
         if not session.stopped:
             self._on_end(session_id, reason or "the session leader was killed")
+
+    async def _why_ended(self, key: str) -> str | None:
+        try:
+            async with asyncio.timeout(_REASON_LIMIT_SECONDS):
+                return await self._in_thread(self._folders.why_ended, key)
+        except (TimeoutError, RuntimeError):
+            # It lies where its owner can do anything. The end must not depend on it.
+            return None
 
     def _begin(
         self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs

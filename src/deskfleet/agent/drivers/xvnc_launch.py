@@ -1,15 +1,14 @@
 """How a session leader is started, and what it is told to run.
 
 The leader runs as the owner, on an interpreter that the owner can execute and from a copy of its
-program that the owner can read, with a clean environment and nothing of the agent's but two
-pipes. It does nothing until its order has come; the agent records its pid, and puts it into its
-control group, before it sends the order.
+program that the owner can read (leader_copy.py), with a clean environment and nothing of the
+agent's but two pipes. It does nothing until its order has come; the agent records its pid, and
+puts it into its control group, before it sends the order.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import os
 import pwd
@@ -24,7 +23,6 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from deskfleet.agent.drivers import leader
 from deskfleet.agent.drivers.desktops import Desktop
 from deskfleet.agent.drivers.session_folders import RuntimeFolders
 from deskfleet.agent.drivers.xvnc_clearing import MARK
@@ -35,14 +33,6 @@ from deskfleet.ports import SessionSpec
 PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games"
 MAX_TITLE_CHARACTERS = 128
 _INTERPRETERS = ("/usr/bin/python3", "/usr/local/bin/python3", "/bin/python3")
-_PACKAGE = "session_leader"
-_START = "start.py"
-_START_TEXT = f"""\
-import sys
-sys.path.insert(0, __file__.rpartition("/")[0])
-from {_PACKAGE}.session import main
-main()
-"""
 _SILENT: dict[str, Any] = {
     "stdin": subprocess.DEVNULL,
     "stdout": subprocess.DEVNULL,
@@ -109,40 +99,6 @@ def _runs(interpreter: str) -> bool:
     except (OSError, subprocess.TimeoutExpired):
         return False
     return answer.returncode == 0
-
-
-def install_leader(runtime: Path, interpreter: str | None) -> Path:
-    """Put the leader where owners can read it, compiled for the interpreter; return what to run.
-
-    Its name has its content's hash, so that agents of two versions don't get in each other's way.
-    """
-    sources = {path.name: path.read_bytes() for path in Path(leader.__file__).parent.glob("*.py")}
-    content = b"".join(name.encode() + text for name, text in sorted(sources.items()))
-    folder = runtime / f"leader-{hashlib.blake2b(content, digest_size=6).hexdigest()}"
-    if not folder.exists():
-        draft = folder.with_suffix(f".{os.getpid()}")
-        _write_package(draft, sources)
-        if interpreter is not None:
-            compilation = [interpreter, "-ISE", "-m", "compileall", "-q", str(draft)]
-            subprocess.run(compilation, check=False, umask=0o022, **_SILENT)
-        try:
-            draft.rename(folder)
-        except OSError:  # another agent was faster
-            shutil.rmtree(draft)
-    return folder / _START
-
-
-def _write_package(folder: Path, sources: dict[str, bytes]) -> None:
-    package = folder / _PACKAGE
-    for made in (folder, package):
-        made.mkdir()
-        made.chmod(0o755)
-    for path, text in {
-        folder / _START: _START_TEXT.encode(),
-        **{package / name: text for name, text in sources.items()},
-    }.items():
-        path.write_bytes(text)
-        path.chmod(0o644)
 
 
 def session_environment(

@@ -52,19 +52,23 @@ class Records:
         self._folder = folder
 
     def keys(self) -> set[str]:
-        return {path.stem for path in self._folder.glob(f"*{self._SUFFIX}")}
+        """Return the keys of all records, and of drafts that became none."""
+        return {path.stem for path in self._folder.iterdir()}
 
     def read(self, key: str) -> SessionRecord | None:
-        """Return a record, None for one that is missing or can't be read."""
+        """Return a record, None for one that is missing or broken.
+
+        Raises `OSError` where that can't be seen now: no descriptor is free, say.
+        """
         try:
             record = msgspec.json.decode(self._path(key).read_bytes(), type=SessionRecord)
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
             return None
         return record if record.key == key else None
 
     def write(self, record: SessionRecord) -> None:
         """Replace a record at once. Not flushed: after a power cut nothing runs anyway."""
-        draft = self._folder / f"{record.key}.new"
+        draft = self._draft(record.key)
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         # All of it or an error: on a disk that is almost full, a single write may write a part.
         with os.fdopen(descriptor, "wb") as file:
@@ -72,7 +76,12 @@ class Records:
         draft.rename(self._path(record.key))
 
     def remove(self, key: str) -> None:
+        # A disk that was full may have kept a draft from becoming the record.
+        self._draft(key).unlink(missing_ok=True)
         self._path(key).unlink(missing_ok=True)
+
+    def _draft(self, key: str) -> Path:
+        return self._folder / f"{key}.new"
 
     def _path(self, key: str) -> Path:
         return self._folder / f"{key}{self._SUFFIX}"
