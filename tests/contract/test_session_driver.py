@@ -288,7 +288,7 @@ def test_a_screenshot_shows_something(house: House) -> None:
         await driver.start(session_spec())
         # A window manager that is there may still be painting.
         async with asyncio.timeout(START_LIMIT_SECONDS):
-            while await colours(driver) <= 5:
+            while await colours(driver) <= 5:  # noqa: ASYNC110 - a screen tells nobody
                 await asyncio.sleep(0.05)
 
     async def colours(driver: SessionDriver) -> int:

@@ -20,6 +20,7 @@ from deskfleet.errors import Forbidden, Invalid, InvalidToken, Missing, Unauthen
 from deskfleet.system import SystemClock, SystemIds
 from support.builders import NOON, FastSigner, a_broker
 from support.house import PlayedAgent, TestHouse, a_house, signing_key
+from support.waiting import soon
 
 LIFE = timedelta(hours=1)
 LIMIT_SECONDS = 20.0
@@ -32,12 +33,6 @@ def run(scenario: Callable[[TestHouse], Awaitable[None]], **house: Any) -> None:
             await scenario(opened)
 
     asyncio.run(whole())
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(LIMIT_SECONDS):
-        while not condition():  # noqa: ASYNC110  it is somebody else's task that brings it about
-            await asyncio.sleep(0.002)
 
 
 def clients_of(house: TestHouse) -> Clients:
@@ -196,7 +191,7 @@ class TestRevokedAgents:
             async with asyncio.timeout(LIMIT_SECONDS):
                 await played.session.ended.wait()
             await played.part()
-            await until(lambda: not house.liveness.is_reachable(agent.client_id))
+            await soon(lambda: not house.liveness.is_reachable(agent.client_id))
             assert not stays.session.ended.is_set()
             assert house.liveness.is_reachable(other.client_id)
 
@@ -213,7 +208,7 @@ class TestRevokedAgents:
                 await played.connect()
             assert played.said == []
             await played.part()
-            await until(lambda: not house.liveness.is_reachable(agent.client_id))
+            await soon(lambda: not house.liveness.is_reachable(agent.client_id))
             assert house.links.of(agent.client_id) is None
 
         run(scenario)

@@ -8,7 +8,7 @@ import dataclasses
 import io
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -98,14 +98,7 @@ from support.house import (
     state,
     stored,
 )
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Return as soon as the condition holds; fail where it doesn't within the limit."""
-    deadline = asyncio.get_running_loop().time() + LIMIT_SECONDS
-    while not condition():
-        assert asyncio.get_running_loop().time() < deadline
-        await asyncio.sleep(0.002)
+from support.waiting import soon
 
 
 async def create(house: TestHouse, *requests: SessionRequest) -> list[Session]:
@@ -220,7 +213,7 @@ class TestTheQueue:
             connecting = asyncio.create_task(agent.connect())
             newcomer = await house.sessions.create([a_request(enqueue=True)])
             await connecting
-            await until(lambda: len(list(house.replica.fleet.sessions_on("n1"))) == 2)
+            await soon(lambda: len(list(house.replica.fleet.sessions_on("n1"))) == 2)
             placed = {one.id for one in house.replica.fleet.sessions_on("n1")}
             assert placed == {waiting[0].id, waiting[1].id}
             [late] = newcomer
@@ -265,7 +258,7 @@ class TestTheQueue:
             [session] = await create(house, a_request(enqueue=True))
             house.clock.advance(60)
             await PlayedAgent(house, "n1").connect()
-            await until(lambda: not house.replica.fleet.waiting())
+            await soon(lambda: not house.replica.fleet.waiting())
             ended = await house.session(session.id)
             assert (ended.server_id, ended.reason) == (None, "no place came free in time")
             assert await state(house, session.id) is State.DELETED
@@ -307,7 +300,7 @@ class TestFailedStarts:
                 agent = agents[placed.server_id]
                 desire = await agent.wanted(session.id)
                 await agent.report(desire, Phase.FAILED, reason=f"no X {generation}")
-                await until(lambda: not house.replica.fleet.waiting())
+                await soon(lambda: not house.replica.fleet.waiting())
             assert sorted(tried) == ["n1", "n2", "n3"]
             ended = await house.session(session.id)
             assert ended.ended_at is not None
@@ -335,8 +328,8 @@ class TestFailedStarts:
             for session in sessions:
                 await agent.report(await agent.wanted(session.id), Phase.FAILED, reason="no X")
             [impatient, patient] = sessions
-            await until(lambda: not house.replica.fleet.seats("n1").taken)
-            await until(lambda: len(house.replica.fleet.waiting()) == 1)
+            await soon(lambda: not house.replica.fleet.seats("n1").taken)
+            await soon(lambda: len(house.replica.fleet.waiting()) == 1)
             assert await state(house, impatient.id) is State.DELETED
             assert (await house.session(impatient.id)).reason == "no X"
             assert [one.id for one in house.replica.fleet.waiting()] == [patient.id]
@@ -450,7 +443,7 @@ class TestWhenTheStoreFails:
         async def scenario(house: TestHouse) -> None:
             store.failures = [Unavailable("busy")]
             beating = asyncio.create_task(house.housekeeping.beat(0.001))
-            await until(lambda: len(stored(store, Broker)) == 1)
+            await soon(lambda: len(stored(store, Broker)) == 1)
             beating.cancel()
 
         run(scenario, store=store)
@@ -676,7 +669,7 @@ class TestConnecting:
             await agent.run(session.id)
             await agent.part()
             assert await state(house, session.id) is State.READY  # a restart is not seen
-            await until(lambda: not house.liveness.is_reachable("n1"))
+            await soon(lambda: not house.liveness.is_reachable("n1"))
             assert await state(house, session.id) is State.UNKNOWN
             again = PlayedAgent(house, "n1")
             again.observed = agent.observed
@@ -1007,7 +1000,7 @@ class TestHousekeeping:
             sweeping = asyncio.create_task(house.housekeeping.sweep())
             await asyncio.sleep(0)
             monkeypatch.setattr(housekeeping, "SWEEP_SECONDS", 3600.0)
-            await until(lambda: house.replica.fleet.count(Session) == 0)
+            await soon(lambda: house.replica.fleet.count(Session) == 0)
             assert house.replica.fleet.revision == before + 4
             sweeping.cancel()
 
@@ -1193,7 +1186,7 @@ class TestHousekeeping:
                 polling = asyncio.create_task(one.housekeeping.poll(3600))
                 await two.write(a_server("n1"))
                 one.housekeeping.poke()
-                await until(lambda: one.replica.fleet.server("n1"))
+                await soon(lambda: one.replica.fleet.server("n1"))
                 polling.cancel()
 
         asyncio.run(whole())
@@ -1282,7 +1275,7 @@ class TestLinks:
 
             old = SlowAgent(house, "n1")
             greeting = asyncio.create_task(old.connect())
-            await until(lambda: house.replica.fleet.link("n1"))
+            await soon(lambda: house.replica.fleet.link("n1"))
             new = await PlayedAgent(house, "n1").connect()
             release.set()
             await asyncio.gather(greeting, return_exceptions=True)
@@ -1300,7 +1293,7 @@ class TestLinks:
             with pytest.raises(Unavailable):
                 await agent.connect()
             house.links.part(agent.session)
-            await until(lambda: not house.liveness.is_reachable("n1"))
+            await soon(lambda: not house.liveness.is_reachable("n1"))
 
         run(scenario)
 
@@ -1314,7 +1307,7 @@ class TestLinks:
             agent = await PlayedAgent(house, "n1").connect()
             store.failures = [Unavailable("busy"), Unavailable("busy")]
             await agent.part()
-            await until(lambda: not house.liveness.is_reachable("n1"))
+            await soon(lambda: not house.liveness.is_reachable("n1"))
 
         with caplog.at_level(logging.WARNING):
             run(scenario, store=store)
@@ -1661,7 +1654,7 @@ class TestReplica:
             commits.first = late = asyncio.Event()
             revision = await other.commit((Put(a_server("n1"), 0),))
             early = asyncio.create_task(replica.catch_up())
-            await until(lambda: commits.first is None)
+            await soon(lambda: commits.first is None)
             await other.commit((Drop("server", "n1", revision),))
             await replica.catch_up()
             seen = list(told)

@@ -23,7 +23,7 @@ from support.builders import a_request
 from support.dcv import DcvSite, dcv_driver, dcv_folder
 from support.mounts import mounted
 from support.sessions import program, session_owner, session_spec
-from support.waiting import until
+from support.waiting import soon, until
 
 ANSWER_SECONDS = 1.5
 CREATE_SECONDS = 2.0
@@ -62,14 +62,8 @@ def play(site: DcvSite, story: Story, **settings: Any) -> None:
     until(lambda: not site.calls_left(), 5)
 
 
-async def eventually(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(LIMIT_SECONDS):
-        while not condition():  # noqa: ASYNC110 - files tell nobody that they have changed
-            await asyncio.sleep(0.02)
-
-
 async def becomes(driver: DcvDriver, *, well: bool) -> str | None:
-    await eventually(lambda: (driver._sessions.trouble is None) == well)
+    await soon(lambda: (driver._sessions.trouble is None) == well)
     return await driver.trouble()
 
 
@@ -94,7 +88,7 @@ class TestAccidents:
         async def story(driver: DcvDriver, ends: Ends) -> None:
             await driver.start(session_spec("s-1"))
             by_hand(site, "hand-made")
-            await eventually(lambda: ids(driver) == ["hand-made", "s-1"])
+            await soon(lambda: ids(driver) == ["hand-made", "s-1"])
             site.fault(kind)
             trouble = await becomes(driver, well=False)
             assert trouble
@@ -135,16 +129,16 @@ class TestAccidents:
         async def story(driver: DcvDriver, _ends: Ends) -> None:
             site.fault("hang", "create-session", "after")
             start = asyncio.create_task(driver.start(session_spec()))
-            await eventually(site.sessions)
+            await soon(site.sessions)
             site.fault("hang")
             with pytest.raises(Unavailable, match="did not answer"):
                 await start
             assert list(site.sessions()) == ["s-1"]
             assert ids(driver) == []
             site.heal()
-            await eventually(lambda: not site.sessions())
+            await soon(lambda: not site.sessions())
             assert ids(driver) == []
-            await eventually(lambda: not list((site.folder / "known").iterdir()))
+            await soon(lambda: not list((site.folder / "known").iterdir()))
 
         play(site, story, proof_seconds=0.1)
 
@@ -157,7 +151,7 @@ class TestAccidents:
                 await driver.start(session_spec())
             site.heal()
             by_hand(site, "s-1")
-            await eventually(lambda: not site.sessions())
+            await soon(lambda: not site.sessions())
             assert (ids(driver), ends) == ([], [])
             await driver.start(session_spec(generation=2))
             assert ids(driver) == ["s-1"]
@@ -170,7 +164,7 @@ class TestAccidents:
             await driver.start(session_spec())
             site.fault("fail", "close-session")
             stop = asyncio.create_task(driver.stop("s-1"))
-            await eventually(lambda: len(site.calls("close-session")) > 1)
+            await soon(lambda: len(site.calls("close-session")) > 1)
             assert ids(driver) == ["s-1"]
             stop.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -185,7 +179,7 @@ class TestAccidents:
         async def story(driver: DcvDriver, _ends: Ends) -> None:
             site.fault("hang")
             looks = len(site.calls("list-sessions"))
-            await eventually(lambda: len(site.calls("list-sessions")) > looks)
+            await soon(lambda: len(site.calls("list-sessions")) > looks)
 
         play(site, story, answer_seconds=60.0)
 
@@ -205,7 +199,7 @@ class TestAgentsThatCome:
             await driver.start(session_spec("stays", 4))
             await driver.start(session_spec("goes", 5))
             by_hand(site, "hand-made")
-            await eventually(lambda: len(driver.running()) == 3)
+            await soon(lambda: len(driver.running()) == 3)
             site.fault("hang")
 
         async def later(driver: DcvDriver, ends: Ends) -> None:
@@ -213,7 +207,7 @@ class TestAgentsThatCome:
             assert await driver.trouble()
             await asyncio.to_thread(_close_in_silence, site, "goes")
             site.heal()
-            await eventually(lambda: ends)
+            await soon(lambda: ends)
             assert [id for id, _ in ends] == ["goes"]
             generations = {one.session_id: one.generation for one in driver.running()}
             assert generations == {"hand-made": 0, "stays": 4}
@@ -225,7 +219,7 @@ class TestAgentsThatCome:
         async def earlier(driver: DcvDriver, _ends: Ends) -> None:
             site.fault("hang", "create-session", "after")
             start = asyncio.create_task(driver.start(session_spec()))
-            await eventually(site.sessions)
+            await soon(site.sessions)
             # As when it is killed: nothing is undone.
             site.fault("hang")
             start.cancel()
@@ -235,7 +229,7 @@ class TestAgentsThatCome:
             site.heal()
 
         async def later(driver: DcvDriver, ends: Ends) -> None:
-            await eventually(lambda: not site.sessions())
+            await soon(lambda: not site.sessions())
             assert (ids(driver), ends) == ([], [])
 
         with pytest.MonkeyPatch.context() as patch:
@@ -276,7 +270,7 @@ class TestAgentsThatCome:
 
         async def later(driver: DcvDriver, ends: Ends) -> None:
             assert only(driver).generation == 0
-            await eventually(lambda: [id for id, _ in ends] == ["s-1"])
+            await soon(lambda: [id for id, _ in ends] == ["s-1"])
 
         play(site, earlier)
         site.change("s-1", **{"creation-time": "2031-01-01T00:00:00Z"})
@@ -304,7 +298,7 @@ def _close_in_silence(site: DcvSite, id: str) -> None:
 async def _looks(site: DcvSite, count: int = 3) -> None:
     """Wait until some more looks are over."""
     before = len(site.calls("list-sessions"))
-    await eventually(lambda: len(site.calls("list-sessions")) > before + count)
+    await soon(lambda: len(site.calls("list-sessions")) > before + count)
 
 
 class TestRefusals:
@@ -320,7 +314,7 @@ class TestRefusals:
             created = only(driver).created_at
             site.fault("fail", "describe-session")
             site.change("s-1", **{"num-of-connections": 1})
-            await eventually(lambda: only(driver).connections == 1)
+            await soon(lambda: only(driver).connections == 1)
             await _looks(site)
             assert (ends, only(driver).generation, only(driver).created_at) == ([], 1, created)
             await driver.stop("s-1")
@@ -335,7 +329,7 @@ class TestRefusals:
             assert (only(driver).generation, only(driver).type) == (3, Type.VIRTUAL)
             assert only(driver).owner == session_owner()
             site.heal()
-            await eventually(lambda: only(driver).created_at)
+            await soon(lambda: only(driver).created_at)
             assert ends == []
 
         play(site, story)
@@ -350,7 +344,7 @@ class TestRefusals:
             )
             assert (ids(driver), ends) == (["s-1"], [])
             site.heal()
-            await eventually(lambda: ids(driver) == ["hand-made", "s-1"])
+            await soon(lambda: ids(driver) == ["hand-made", "s-1"])
 
         play(site, story)
 
@@ -360,7 +354,7 @@ class TestRefusals:
         async def story(driver: DcvDriver, _ends: Ends) -> None:
             assert only(driver).owner == session_owner()
             site.change("hand-made", owner="bob")
-            await eventually(lambda: only(driver).owner == "bob")
+            await soon(lambda: only(driver).owner == "bob")
 
         play(site, story)
 
@@ -369,7 +363,7 @@ class TestRefusals:
 
         async def story(driver: DcvDriver, _ends: Ends) -> None:
             site.change("hand-made", name="renamed")
-            await eventually(lambda: only(driver).name == "renamed")
+            await soon(lambda: only(driver).name == "renamed")
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("deskfleet.agent.drivers.dcv_sessions.LOOKS_PER_DESCRIPTION", 3)
@@ -386,7 +380,7 @@ class TestPolls:
             told: list[list[str]] = []
             driver.on_change = lambda: told.append(ids(driver))
             by_hand(site, "hand-made")
-            await eventually(lambda: told)
+            await soon(lambda: told)
             assert told[-1] == ["hand-made"]
             assert await driver.trouble() is None
 
@@ -406,10 +400,10 @@ class TestPolls:
             driver._sessions.give_up("late")
             by_hand(site, "late")
             by_hand(site, "hand-made")
-            await eventually(lambda: told)
+            await soon(lambda: told)
             assert told[-1] == ["hand-made"]
             site.heal()
-            await eventually(lambda: list(site.sessions()) == ["hand-made"])
+            await soon(lambda: list(site.sessions()) == ["hand-made"])
 
         play(site, story)
 
@@ -431,7 +425,7 @@ class TestPolls:
                 driver._sessions.give_up(id)
                 by_hand(site, id)
             site.heal()
-            await eventually(lambda: asked)
+            await soon(lambda: asked)
             site.dcv("close-session", "b")
             await driver.start(session_spec("b"))
             # This one waits for the close that is under way.
@@ -452,9 +446,9 @@ class TestPolls:
             driver._sessions.give_up("late")
             by_hand(site, "late")
             looks = len(site.calls("list-sessions"))
-            await eventually(lambda: len(site.calls("list-sessions")) > looks + 1)
+            await soon(lambda: len(site.calls("list-sessions")) > looks + 1)
             site.heal()
-            await eventually(lambda: not site.sessions())
+            await soon(lambda: not site.sessions())
             assert ids(driver) == []
 
         with pytest.MonkeyPatch.context() as patch:
@@ -469,7 +463,7 @@ class TestPolls:
             creations = [
                 asyncio.create_task(server.create(["create-session", "x"])) for _ in range(5)
             ]
-            await eventually(lambda: len(site.calls("create-session")) == 4)
+            await soon(lambda: len(site.calls("create-session")) == 4)
             assert "Could not find" in str(await server.close("x"))
             assert not any(one.done() for one in creations)
             for one in creations:
@@ -486,7 +480,7 @@ class TestPolls:
             await driver._sessions.look()
             await driver._sessions.look()
             assert (ids(driver), ends) == (["s-1"], [])
-            await eventually(lambda: ends)
+            await soon(lambda: ends)
             assert ids(driver) == []
 
         play(site, story, poll_seconds=0.5)
@@ -508,18 +502,18 @@ class TestWhatOthersCreated:
         async def story(driver: DcvDriver, ends: Ends) -> None:
             assert ids(driver) == ["-odd id"]
             by_hand(site, "second")
-            await eventually(lambda: len(driver.running()) == 2)
+            await soon(lambda: len(driver.running()) == 2)
             (odd, _) = sorted(driver.running(), key=lambda one: one.session_id)
             assert (odd.generation, odd.name, odd.owner) == (0, "by hand", session_owner())
             assert (odd.type, odd.connections) == (Type.VIRTUAL, 0)
             assert odd.created_at is not None
             site.change("-odd id", **{"num-of-connections": 3})
-            await eventually(lambda: {one.connections for one in driver.running()} == {0, 3})
+            await soon(lambda: {one.connections for one in driver.running()} == {0, 3})
             site.change(
                 "-odd id",
                 **{"num-of-connections": 0, "last-disconnection-time": "2026-03-04T05:06:07Z"},
             )
-            await eventually(lambda: any(one.last_disconnection_at for one in driver.running()))
+            await soon(lambda: any(one.last_disconnection_at for one in driver.running()))
             assert ends == []
             await driver.stop("-odd id")
             assert list(site.sessions()) == ["second"]
@@ -535,10 +529,10 @@ class TestWhatOthersCreated:
             assert (only(driver).connections, only(driver).visitors) == (0, ())
             names = ["bob", "alice", "bob"]
             site.change("s-1", **{"num-of-connections": 3, "connected": names})
-            await eventually(lambda: only(driver).connections == 3)
+            await soon(lambda: only(driver).connections == 3)
             assert only(driver).visitors == ("alice", "bob", "bob")
             site.change("s-1", **{"num-of-connections": 0, "connected": []})
-            await eventually(lambda: only(driver).connections == 0)
+            await soon(lambda: only(driver).connections == 0)
             assert only(driver).visitors == ()
 
         play(site, story)
@@ -549,7 +543,7 @@ class TestWhatOthersCreated:
         async def story(driver: DcvDriver, ends: Ends) -> None:
             site.fault("fail", "list-connections")
             site.change("s-1", **{"num-of-connections": 2})
-            await eventually(lambda: only(driver).connections == 2)
+            await soon(lambda: only(driver).connections == 2)
             assert only(driver).visitors == ()
             await _looks(site)
             assert len(site.calls("list-connections")) < len(site.calls("list-sessions"))
@@ -565,10 +559,10 @@ class TestWhatOthersCreated:
             first = only(driver)
             assert (first.session_id, first.type) == ("console", Type.CONSOLE)
             site.change("console", **{"creation-time": "2031-01-01T00:00:00Z"})
-            await eventually(lambda: only(driver).created_at != first.created_at)
+            await soon(lambda: only(driver).created_at != first.created_at)
             assert ends == []
             site.dcv("close-session", "console")
-            await eventually(lambda: ends)
+            await soon(lambda: ends)
             assert driver.running() == []
 
         play(site, story)
@@ -577,7 +571,7 @@ class TestWhatOthersCreated:
         async def story(driver: DcvDriver, ends: Ends) -> None:
             await driver.start(session_spec(generation=7))
             site.change("s-1", **{"creation-time": "2031-01-01T00:00:00Z"})
-            await eventually(lambda: ends)
+            await soon(lambda: ends)
             assert only(driver).generation == 0
 
         play(site, story)
@@ -678,14 +672,14 @@ class TestCreation:
         async def waits(driver: DcvDriver, _ends: Ends) -> None:
             await driver.start(session_spec(**asked))
             looks = len(site.calls("list-sessions"))
-            await eventually(lambda: len(site.calls("list-sessions")) > looks + 2)
+            await soon(lambda: len(site.calls("list-sessions")) > looks + 2)
             assert started == []
 
         async def runs(driver: DcvDriver, _ends: Ends) -> None:
             users.append("ALICE")
-            await eventually(lambda: started)
+            await soon(lambda: started)
             looks = len(site.calls("list-sessions"))
-            await eventually(lambda: len(site.calls("list-sessions")) > looks + 2)
+            await soon(lambda: len(site.calls("list-sessions")) > looks + 2)
             tool = str(site.folder / "autorun/tool")
             assert started == [("CORP\\alice", [tool], {})]
             await driver.stop("s-1")
@@ -717,7 +711,7 @@ class TestCreation:
             asked: dict[str, Any] = {"autorun_file": "tool", "autorun_file_arguments": arguments}
             asked["init_file"] = "desk" if has_init else None
             await driver.start(session_spec(**asked))
-            await eventually(lambda: (said / "run").exists() and (said / "init").exists())
+            await soon(lambda: (said / "run").exists() and (said / "init").exists())
             assert len(list((site.folder / "scripts").iterdir())) == 1
             await driver.stop("s-1")
             assert list((site.folder / "scripts").iterdir()) == []
@@ -743,7 +737,7 @@ class TestPlacesWithoutPrograms:
 
         async def story(driver: DcvDriver, _ends: Ends) -> None:
             await driver.start(session_spec(init_file="desk", autorun_file="tool"))
-            await eventually((said / "run").exists)
+            await soon((said / "run").exists)
             await driver.stop("s-1")
 
         with mounted(site.folder / "run", self.NOEXEC):
@@ -787,7 +781,7 @@ class TestRunningSessions:
             shot = asyncio.create_task(
                 driver.screenshot("s-1", max_width=9, max_height=9, format="png")
             )
-            await eventually(lambda: list((site.folder / "run").rglob("pictures/*")))
+            await soon(lambda: list((site.folder / "run").rglob("pictures/*")))
             (picture,) = (site.folder / "run").rglob("pictures/*")
             assert picture.parent.stat().st_mode & 0o777 == 0o700
             with pytest.raises(Unavailable):
@@ -833,7 +827,7 @@ class TestService:
             assert driver.service().version == "unknown"
             assert driver.service().doors[0] == Door(port=8443)
             site.heal()
-            await eventually(lambda: driver.service().version == "2024.0.19030")
+            await soon(lambda: driver.service().version == "2024.0.19030")
 
         play(site, story)
 

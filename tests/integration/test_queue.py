@@ -25,7 +25,8 @@ from support.builders import (
     a_session,
     some_facts,
 )
-from support.house import BEAT_SECONDS, LIMIT_SECONDS, PlayedAgent, TestHouse, a_house
+from support.house import BEAT_SECONDS, PlayedAgent, TestHouse, a_house
+from support.waiting import soon
 
 Scenario = Callable[[TestHouse], Coroutine[Any, Any, None]]
 
@@ -36,13 +37,6 @@ def run(scenario: Scenario, **house: Any) -> None:
             await scenario(built)
 
     asyncio.run(whole())
-
-
-async def until(condition: Callable[[], object]) -> None:
-    deadline = asyncio.get_running_loop().time() + LIMIT_SECONDS
-    while not condition():
-        assert asyncio.get_running_loop().time() < deadline
-        await asyncio.sleep(0.002)
 
 
 async def create(house: TestHouse, **fields: Any) -> Session:
@@ -108,10 +102,10 @@ class TestOrder:
             house.clock.advance(1)
             modest = await create(house)
             await PlayedAgent(house, "n1", some_facts(max_virtual_sessions=1)).connect()
-            await until(lambda: place_of(house, modest) == "n1")
+            await soon(lambda: place_of(house, modest) == "n1")
             facts = some_facts("n2", types=(Type.VIRTUAL, Type.CONSOLE), gpu="yes")
             await PlayedAgent(house, "n2", facts).connect()
-            await until(lambda: place_of(house, picky) == "n2")
+            await soon(lambda: place_of(house, picky) == "n2")
             assert place_of(house, console) is None
 
         run(scenario)
@@ -135,7 +129,7 @@ class TestWhatWakesIt:
                 await hear(agent, replace(facts, unhealthy="no X"))
             wish = {"requirements": "tag:gpu = 'yes'"} if how == "tags" else {}
             session = await create(house, **wish)
-            await until(lambda: is_at_rest(house))
+            await soon(lambda: is_at_rest(house))
             assert place_of(house, session) is None
             if how in {"seat", "deleted"}:
                 await agent.report(desire, Phase.ENDED, reason="logged out")
@@ -147,7 +141,7 @@ class TestWhatWakesIt:
                 await hear(agent, some_facts(gpu="yes"))
             else:
                 await hear(agent, facts)
-            await until(lambda: session is not None and place_of(house, session) is not None)
+            await soon(lambda: session is not None and place_of(house, session) is not None)
 
         run(scenario)
 
@@ -157,10 +151,10 @@ class TestWhatWakesIt:
             await house.write(other, a_server(), some_facts(), a_link(broker_id="other"))
             house.clock.advance(10 * BEAT_SECONDS)
             session = await create(house)
-            await until(lambda: is_at_rest(house))
+            await soon(lambda: is_at_rest(house))
             assert place_of(house, session) is None
             await house.write(replace(other, beat=2))
-            await until(lambda: place_of(house, session) == "n1")
+            await soon(lambda: place_of(house, session) == "n1")
 
         run(scenario)
 
@@ -171,7 +165,7 @@ class TestWhatWakesIt:
             assert isinstance(first, Session)
             desire = await agent.run(first.id)
             session = await create(house)
-            await until(lambda: is_at_rest(house))
+            await soon(lambda: is_at_rest(house))
             passes = Passes(house)
             for step in range(20):
                 house.clock.advance(31)
@@ -189,10 +183,10 @@ class TestWhatWakesIt:
             calm = "server:Host.CpuLoadAverage.OneMinute < 1"
             agent = await PlayedAgent(house, "n1", busy(some_facts(), 9)).connect()
             session = await create(house, requirements=calm)
-            await until(lambda: is_at_rest(house))
+            await soon(lambda: is_at_rest(house))
             house.clock.advance(31)
             await hear(agent, busy(agent.facts, 0))
-            await until(lambda: place_of(house, session) == "n1")
+            await soon(lambda: place_of(house, session) == "n1")
 
         run(scenario)
 
@@ -200,14 +194,14 @@ class TestWhatWakesIt:
         async def scenario(house: TestHouse) -> None:
             agent = await PlayedAgent(house, "n1", some_facts(gpu="no")).connect()
             session = await create(house, requirements="tag:gpu = 'yes'")
-            await until(lambda: is_at_rest(house))
+            await soon(lambda: is_at_rest(house))
             passes = Passes(house)
             loop = asyncio.get_running_loop()
             began = loop.time()
             for step in range(300):
                 await hear(agent, some_facts(gpu="no", tags={"step": str(step)}))
             await hear(agent, some_facts(gpu="yes"))
-            await until(lambda: place_of(house, session) == "n1")
+            await soon(lambda: place_of(house, session) == "n1")
             assert passes.count <= (loop.time() - began) / GAP_SECONDS + 2
 
         run(scenario)
@@ -250,11 +244,11 @@ class TestLimits:
             assert (seen.state, seen.substate) == (State.CREATING, Substate.SESSION_PLACING)
             house.clock.advance(30)
             house.placing.look_again()
-            await until(lambda: len(house.replica.fleet.waiting()) == 1)
+            await soon(lambda: len(house.replica.fleet.waiting()) == 1)
             seen = house.sessions.view(await house.session(early.id)).seen
             assert (seen.state, seen.reason) == (State.DELETED, "no place came free in time")
             await PlayedAgent(house, "n1").connect()
-            await until(lambda: place_of(house, late) == "n1")
+            await soon(lambda: place_of(house, late) == "n1")
             assert place_of(house, early) is None
 
         run(scenario, wait=60)
@@ -264,7 +258,7 @@ class TestLimits:
             loop = asyncio.get_running_loop()
             began = loop.time()
             session = await create(house)
-            await until(lambda: not house.replica.fleet.waiting())
+            await soon(lambda: not house.replica.fleet.waiting())
             assert loop.time() - began >= 0.3
             assert (await house.session(session.id)).reason == "no place came free in time"
 
@@ -297,7 +291,7 @@ def test_it_survives_a_restart(tmp_path: Path) -> None:
         clock.advance(3600)
         async with a_house(SqlStore(url), clock=clock) as house:
             # Nothing happens but the start itself.
-            await until(lambda: not house.replica.fleet.waiting())
+            await soon(lambda: not house.replica.fleet.waiting())
             assert (await house.session(waiting[1])).reason == "no place came free in time"
 
     waiting = asyncio.run(before())

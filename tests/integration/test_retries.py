@@ -26,6 +26,7 @@ from deskfleet.system import SystemClock
 from deskfleet.wire.messages import Desired, FromBroker, Observation
 from support.builders import a_request, some_facts
 from support.house import LIMIT_SECONDS, RETRIES, PlayedAgent, TestHouse, a_house
+from support.waiting import soon
 
 Scenario = Callable[[TestHouse, Sequence["LoopingAgent"]], Coroutine[Any, Any, None]]
 
@@ -147,13 +148,13 @@ def test_a_store_that_is_set_back_begins_nothing_again(tmp_path: Path) -> None:
             await agent.connect()
             agent.driver.may_start.clear()
             id = await create(house)
-            await until(lambda: agent.driver.started)
+            await soon(lambda: agent.driver.started)
             backup = copied(store)
             agent.driver.may_start.set()
             await becomes(house, id, State.READY)
             await house.sessions.delete([Deletion(id, "alice")])
             await becomes(house, id, State.DELETED)
-            await until(lambda: not agent.loop.observed())
+            await soon(lambda: not agent.loop.observed())
             await agent.close()
         async with asyncio.timeout(30), a_house(backup, broker_id="b2") as house:
             agent = LoopingAgent(house, "n1", tmp_path)
@@ -171,13 +172,6 @@ def copied(store: MemoryStore) -> MemoryStore:
     copy = MemoryStore()
     copy._revision, copy._floor, copy._rows = store._revision, store._floor, dict(store._rows)
     return copy
-
-
-async def until(condition: Callable[[], object]) -> None:
-    deadline = asyncio.get_running_loop().time() + LIMIT_SECONDS
-    while not condition():
-        assert asyncio.get_running_loop().time() < deadline
-        await asyncio.sleep(0.002)
 
 
 def tried(agents: Sequence[LoopingAgent]) -> list[str]:

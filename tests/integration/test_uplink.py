@@ -47,6 +47,7 @@ from deskfleet.wire.link import SILENT_BEATS
 from support.builders import NOON, a_request, some_facts
 from support.fault_proxy import FaultProxy
 from support.running_broker import RunningBroker, read_all, running_broker
+from support.waiting import soon
 
 LIMIT_SECONDS = 20.0
 
@@ -144,14 +145,7 @@ class LinkedAgent:
         await asyncio.wait_for(self.uplink.linked.wait(), LIMIT_SECONDS)
 
     async def until_lost(self) -> None:
-        await until(lambda: not self.uplink.linked.is_set())
-
-
-async def until(condition: Callable[[], object]) -> None:
-    deadline = asyncio.get_running_loop().time() + LIMIT_SECONDS
-    while not condition():
-        assert asyncio.get_running_loop().time() < deadline
-        await asyncio.sleep(0.005)
+        await soon(lambda: not self.uplink.linked.is_set())
 
 
 @pytest.fixture(scope="module")
@@ -269,7 +263,7 @@ class TestLargePictures:
         async with agent.running():
             [session] = broker.call(broker.house.sessions.create([a_request()]))
             assert isinstance(session, Session)
-            await until(lambda: state_of(broker, session.id) is State.READY)
+            await soon(lambda: state_of(broker, session.id) is State.READY)
             wish = Wish(session.id, MOST_PIXELS, MOST_PIXELS, "png")
 
             async def take() -> Shot:
@@ -324,7 +318,7 @@ class TestLargePictures:
                         b"Authorization: Bearer %b\r\nConnection: close\r\n"
                         b"Content-Length: %d\r\n\r\n%b" % (broker.token.encode(), len(body), body)
                     )
-                    await until(lambda: "/getSessionScreenshots" in routes_answered(broker))
+                    await soon(lambda: "/getSessionScreenshots" in routes_answered(broker))
                     assert 2 * 3840 * 2160 * 3 < held.taken <= 2 * MOST_BYTES
                     raw = await asyncio.to_thread(read_all, client)
                 answer = json.loads(raw.partition(b"\r\n\r\n")[2])
@@ -332,7 +326,7 @@ class TestLargePictures:
                 assert [one["FailureReason"] for one in answer["UnsuccessfulList"]] == [FULL]
                 assert isinstance(agent.driver, BusyScreens)
                 assert agent.driver.taken == 1
-                await until(lambda: held.taken == 0)
+                await soon(lambda: held.taken == 0)
 
         with running_broker(tmp_path / "state") as broker:
             asyncio.run(scenario(broker))
@@ -361,7 +355,7 @@ class TestLargePictures:
                             )
                             assert late == [LATE] * SCREENSHOTS_AT_ONCE
                     driver.shutter.set()
-                    await until(lambda: dropped() == rounds * SCREENSHOTS_AT_ONCE)
+                    await soon(lambda: dropped() == rounds * SCREENSHOTS_AT_ONCE)
                     assert driver.taken == SCREENSHOTS_AT_ONCE
                     assert isinstance(await shot(), tuple)
                     assert driver.taken == SCREENSHOTS_AT_ONCE + 1
@@ -399,11 +393,11 @@ def test_a_store_that_stands_still_ends_no_link(tmp_path: Path) -> None:
         async with agent.running():
             [session] = broker.call(broker.house.sessions.create([a_request()]))
             assert isinstance(session, Session)
-            await until(lambda: state_of(broker, session.id) is State.READY)
+            await soon(lambda: state_of(broker, session.id) is State.READY)
             epoch = links._held[agent.id].link.epoch
             store.flows.clear()
             agent.driver.end(session.id, "logged out")
-            await until(store.stands.is_set)
+            await soon(store.stands.is_set)
             lasted = time.monotonic() + 10 * PING_BEATS * heartbeat
             try:
                 while time.monotonic() < lasted:
@@ -412,7 +406,7 @@ def test_a_store_that_stands_still_ends_no_link(tmp_path: Path) -> None:
                     await asyncio.sleep(0.01)
             finally:
                 store.flows.set()
-            await until(lambda: state_of(broker, session.id) is State.DELETED)
+            await soon(lambda: state_of(broker, session.id) is State.DELETED)
             assert links._held[agent.id].link.epoch == epoch
 
     with running_broker(tmp_path / "state", store, agent_heartbeat_seconds=heartbeat) as broker:
@@ -441,8 +435,8 @@ def test_a_store_that_is_too_busy_for_a_hello_says_when_to_come_again(tmp_path: 
         try:
             await agent.loop.open()
             began = time.monotonic()
-            await until(lambda: store.refused)
-            await until(lambda: "link.put-off" in broker.log.events())
+            await soon(lambda: store.refused)
+            await soon(lambda: "link.put-off" in broker.log.events())
             refused = store.refused
             store.busy_for_links = False
             await agent.until_linked()
@@ -507,7 +501,7 @@ class TestTokens:
                         asked = proxy.accepted
                         proxy.reset_all()
                         await agent.until_lost()
-                        await until(lambda: proxy.accepted >= asked + 2)
+                        await soon(lambda: proxy.accepted >= asked + 2)
                     finally:
                         store.busy = False
                     await agent.until_linked()

@@ -41,7 +41,7 @@ from support.sessions import (
     xvnc_folder,
 )
 from support.users import ordinary_user
-from support.waiting import until
+from support.waiting import soon, until
 
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for a second user")
 X_SOCKETS = Path("/tmp/.X11-unix")
@@ -153,10 +153,6 @@ def play(folder: Path, story: Story, **settings: object) -> list[tuple[str, str]
     for part in "rsd":
         assert list((folder / "run" / part).glob("*")) == []
     return ends
-
-
-async def soon(condition: Callable[[], object]) -> None:
-    await asyncio.to_thread(until, condition)
 
 
 @pytest.mark.parametrize("control_groups", [True, False])

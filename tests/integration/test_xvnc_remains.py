@@ -8,7 +8,7 @@ import os
 import pwd
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,7 +32,7 @@ from support.sessions import (
     xvnc_folder,
 )
 from support.users import need_root, ordinary_user
-from support.waiting import until
+from support.waiting import soon
 
 KEY = "0123abcd"
 
@@ -58,10 +58,6 @@ def held(folder: Path) -> Path:
 
 def left(folder: Path) -> list[str]:
     return [path.name for part in "rsd" for path in (folder / "run" / part).glob("*")]
-
-
-async def soon(condition: Callable[[], object]) -> None:
-    await asyncio.to_thread(until, condition)
 
 
 class Ends(list[tuple[str, str]]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 
@@ -13,3 +14,12 @@ def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
         if time.monotonic() >= deadline:
             raise AssertionError(f"not within {seconds} s: {condition}")
         time.sleep(0.005)
+
+
+async def soon(condition: Callable[[], object], seconds: float = 20.0) -> None:
+    """Do the same in an event loop, which goes on meanwhile."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() >= deadline:
+            raise AssertionError(f"not within {seconds} s: {condition}")
+        await asyncio.sleep(0.002)
