@@ -32,7 +32,7 @@ class Hold:
         try:
             # Where somebody else has removed it, there is nothing to be done.
             with suppress(OSError):
-                if _lock_alone(self._descriptor) and is_unused():
+                if here.take(self._descriptor) and is_unused():
                     shutil.rmtree(self._runtime, ignore_errors=True)
         finally:
             os.close(self._descriptor)
@@ -46,7 +46,7 @@ class Hold:
             with ExitStack() as unless_held, suppress(FileNotFoundError):
                 descriptor = os.open(self._runtime, os.O_RDONLY | os.O_DIRECTORY)
                 unless_held.callback(os.close, descriptor)
-                if _lock_alone(descriptor) and self._is(descriptor):
+                if here.take(descriptor) and self._is(descriptor):
                     tidy()
                 fcntl.flock(descriptor, fcntl.LOCK_SH)
                 # Who left meanwhile may have taken the folder away.
@@ -57,11 +57,3 @@ class Hold:
 
     def _is(self, descriptor: int) -> bool:
         return os.path.samestat(os.fstat(descriptor), self._runtime.stat())
-
-
-def _lock_alone(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
