@@ -111,10 +111,8 @@ def _attempted() -> Iterator[None]:
     """Let a program run on without what can't be had in here: it will be tried again."""
     try:
         yield
-    except SetupFailed as error:
-        log.error("certificate.not-renewed", extra={"reason": error.message})  # noqa: TRY400 - the reason says it all
-    except OSError as error:
-        log.error("certificate.not-renewed", extra={"reason": str(error)})  # noqa: TRY400 - likewise
+    except (SetupFailed, OSError) as error:
+        log.error("certificate.not-renewed", extra={"reason": str(error)})  # noqa: TRY400 - the reason says it all
 
 
 def empty_context() -> ssl.SSLContext:

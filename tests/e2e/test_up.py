@@ -26,17 +26,29 @@ from support.users import need_root, ordinary_user
 from support.waiting import until
 
 
-def _failure(*arguments: str) -> str:
-    """Run a command that must not start, and return what it says."""
-    done = subprocess.run(
+def _ended(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         [sys.executable, "-m", "deskfleet", *arguments],
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
+        env={**os.environ, **more},
     )
+
+
+def _failure(*arguments: str) -> str:
+    """Run a command that must not start, and return what it says."""
+    done = _ended(*arguments)
     assert done.returncode == 1, done.stdout
     return done.stderr
+
+
+def _command(*arguments: str, **more: str) -> str:
+    """Run a command that must succeed, and return what it prints."""
+    done = _ended(*arguments, **more)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.mark.parametrize("flag", ["--client-port", "--agent-port", "--desktop-port"])
@@ -136,19 +148,6 @@ def _arguments(said: str, command: str) -> list[str]:
     line = next(line for line in said.splitlines() if f" {command} " in line)
     words = shlex.split(line)
     return words[words.index(command) :]
-
-
-def _command(*arguments: str, **more: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "deskfleet", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        env={**os.environ, **more},
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_the_environment_sets_what_no_option_does(tmp_path: Path) -> None:

@@ -158,6 +158,11 @@ class Stage:
     def want(self, *desires: Desire) -> None:
         self.loop.want(desires)
 
+    async def begin(self, *desires: Desire) -> None:
+        """Want sessions, and wait until `s1` runs."""
+        self.want(*desires)
+        await self.until(lambda: self.phase() is Phase.RUNNING)
+
     def report(self, id: str = "s1") -> Report | None:
         return next((one.report for one in self.loop.observed() if one.report.id == id), None)
 
@@ -310,8 +315,7 @@ class TestStarting:
             await asyncio.sleep(0.01)
             assert stage.phase() is Phase.FAILED
             # The broker has heard it, and places it here once more.
-            stage.want(wish(generation=2))
-            await stage.until(lambda: stage.phase() is Phase.RUNNING)
+            await stage.begin(wish(generation=2))
             assert stage.driver.calls == ["start s1 1", "start s1 2"]
             # Or it has heard it, and wants nothing more of it.
             stage.want()
@@ -349,8 +353,7 @@ class TestStarting:
 
         async def scenario(stage: Stage) -> None:
             stage.driver.fails = [OSError("no memory")]
-            stage.want(wish())
-            await stage.until(lambda: stage.phase() is Phase.RUNNING)
+            await stage.begin(wish())
             stage.driver.fails = [OSError("busy"), OSError("busy")]
             stage.want(wish(stop=True))
             await stage.until(lambda: stage.phase() is Phase.ENDED)
@@ -403,8 +406,7 @@ class TestStarting:
 class TestStopping:
     def test_a_running_session(self, tmp_path: Path) -> None:
         async def scenario(stage: Stage) -> None:
-            stage.want(wish())
-            await stage.until(lambda: stage.phase() is Phase.RUNNING)
+            await stage.begin(wish())
             stage.want(wish(stop=True))
             stage.want(wish(stop=True))
             await stage.until(lambda: stage.phase() is Phase.ENDED)
@@ -438,8 +440,7 @@ class TestStopping:
 
     def test_a_stop_is_not_taken_back_half_way(self, tmp_path: Path) -> None:
         async def scenario(stage: Stage) -> None:
-            stage.want(wish())
-            await stage.until(lambda: stage.phase() is Phase.RUNNING)
+            await stage.begin(wish())
             stage.driver.may_stop.clear()
             stage.want(wish(stop=True))
             await stage.until_called("start s1 1", "stop s1")
@@ -462,8 +463,7 @@ class TestStopsThatDoNotEnd:
         monkeypatch.setattr(loop_module, "AGAIN_SECONDS", 0.05)
 
         async def scenario(stage: Stage) -> None:
-            stage.want(wish())
-            await stage.until(lambda: stage.phase() is Phase.RUNNING)
+            await stage.begin(wish())
             stage.driver.never_ends = lies
             stage.driver.fails = [] if lies else [Unavailable("not yet")] * 2
             stage.want(wish(stop=True))
@@ -477,8 +477,7 @@ class TestStopsThatDoNotEnd:
 
     def test_the_same_wish_again_and_again_hurries_nothing(self, tmp_path: Path) -> None:
         async def scenario(stage: Stage) -> None:
-            stage.want(wish())
-            await stage.until(lambda: stage.phase() is Phase.RUNNING)
+            await stage.begin(wish())
             stage.driver.never_ends = True
             lines = stage.path.read_bytes()
             stage.want(wish(stop=True))
@@ -501,8 +500,7 @@ class TestStopsThatDoNotEnd:
         monkeypatch.setattr(loop_module, "AGAIN_SECONDS", 0.02)
 
         async def scenario(stage: Stage) -> None:
-            stage.want(wish())
-            await stage.until(lambda: stage.phase() is Phase.RUNNING)
+            await stage.begin(wish())
             stage.driver.never_ends = True
             stage.want(wish(stop=True))
             await stage.until(lambda: stage.loop._put_off)
@@ -525,8 +523,7 @@ class TestStopsThatDoNotEnd:
         monkeypatch.setattr(loop_module, "AGAIN_SECONDS", 0.02)
 
         async def scenario(stage: Stage) -> None:
-            stage.want(wish())
-            await stage.until(lambda: stage.phase() is Phase.RUNNING)
+            await stage.begin(wish())
             stage.driver.never_ends = True
             stage.want(wish(stop=True))
             await stage.until(lambda: stage.loop._put_off)
@@ -562,8 +559,7 @@ class TestStopsThatDoNotEnd:
 class TestEnding:
     def test_by_itself(self, tmp_path: Path) -> None:
         async def scenario(stage: Stage) -> None:
-            stage.want(wish())
-            await stage.until(lambda: stage.phase() is Phase.RUNNING)
+            await stage.begin(wish())
             stage.changes.clear()
             stage.driver.end("s1", "logged out")
             assert stage.changes.is_set()
@@ -579,8 +575,7 @@ class TestEnding:
 
     def test_while_it_is_being_stopped(self, tmp_path: Path) -> None:
         async def scenario(stage: Stage) -> None:
-            stage.want(wish())
-            await stage.until(lambda: stage.phase() is Phase.RUNNING)
+            await stage.begin(wish())
             stage.driver.may_stop.clear()
             stage.want(wish(stop=True))
             await stage.until_called("start s1 1", "stop s1")
@@ -629,8 +624,7 @@ class TestStrangers:
     def test_what_nobody_named_is_shown_and_left_alone(self, tmp_path: Path) -> None:
         async def scenario(stage: Stage) -> None:
             stage.driver.put("console", 0, connections=3, last_disconnection_at=NOON)
-            stage.want(wish())
-            await stage.until(lambda: stage.phase() is Phase.RUNNING)
+            await stage.begin(wish())
             stage.want()
             await stage.restart()
             assert set(stage.driver.sessions) == {"console", "s1"}
@@ -711,8 +705,7 @@ class TestStrangers:
 
     def test_who_is_connected_is_told(self, tmp_path: Path) -> None:
         async def scenario(stage: Stage) -> None:
-            stage.want(wish())
-            await stage.until(lambda: stage.phase() is Phase.RUNNING)
+            await stage.begin(wish())
             stage.visitors.connected["s1"] = ("alice", "bob")
             stage.visitors.left["s1"] = NOON
             report = stage.report()
@@ -726,8 +719,7 @@ class TestStrangers:
 class TestGenerations:
     def test_an_older_one_is_not_listened_to(self, tmp_path: Path) -> None:
         async def scenario(stage: Stage) -> None:
-            stage.want(wish(generation=3))
-            await stage.until(lambda: stage.phase() is Phase.RUNNING)
+            await stage.begin(wish(generation=3))
             stage.want(wish(generation=2))
             stage.want(wish(generation=2, stop=True))
             await asyncio.sleep(0)
@@ -740,8 +732,7 @@ class TestGenerations:
 
     def test_a_younger_one_replaces_what_runs(self, tmp_path: Path) -> None:
         async def scenario(stage: Stage) -> None:
-            stage.want(wish())
-            await stage.until(lambda: stage.phase() is Phase.RUNNING)
+            await stage.begin(wish())
             stage.want(wish(generation=2))
             await stage.until_called("start s1 1", "stop s1", "start s1 2")
             await stage.until(lambda: stage.phase() is Phase.RUNNING)
@@ -781,8 +772,7 @@ class TestWhatIsOver:
     @pytest.mark.parametrize("restarts", [False, True])
     def test_it_is_not_begun_again(self, tmp_path: Path, restarts: bool) -> None:
         async def scenario(stage: Stage) -> None:
-            stage.want(wish(generation=2))
-            await stage.until(lambda: stage.phase() is Phase.RUNNING)
+            await stage.begin(wish(generation=2))
             stage.want(wish(generation=2, stop=True))
             await stage.until(lambda: stage.phase() is Phase.ENDED)
             stage.want()
@@ -803,8 +793,7 @@ class TestWhatIsOver:
                 await stage.until(lambda: stage.report() is None)
             assert stage.driver.calls == calls
             # What is placed anew is another one.
-            stage.want(wish(generation=3))
-            await stage.until(lambda: stage.phase() is Phase.RUNNING)
+            await stage.begin(wish(generation=3))
 
         run(tmp_path, scenario)
 
@@ -828,8 +817,7 @@ class TestWhatIsOver:
             await stage.until(lambda: stage.loop._put_off)
             stage.want()
             await stage.until(lambda: stage.report() is None)
-            stage.want(wish())
-            await stage.until(lambda: stage.phase() is Phase.RUNNING)
+            await stage.begin(wish())
 
         run(tmp_path, scenario)
 
@@ -876,8 +864,7 @@ class TestPermissions:
 
     def test_what_is_to_be_stopped_lets_nobody_in(self, tmp_path: Path) -> None:
         async def scenario(stage: Stage) -> None:
-            stage.want(wish())
-            await stage.until(lambda: stage.phase() is Phase.RUNNING)
+            await stage.begin(wish())
             stage.driver.may_stop.clear()
             stage.want(wish(stop=True))
             assert stage.loop.spec("s1") is None
@@ -888,8 +875,7 @@ class TestPermissions:
 
     def test_after_a_restart_the_journal_knows_them(self, tmp_path: Path) -> None:
         async def scenario(stage: Stage) -> None:
-            stage.want(wish(permissions="x"))
-            await stage.until(lambda: stage.phase() is Phase.RUNNING)
+            await stage.begin(wish(permissions="x"))
             await stage.restart()
             spec = stage.loop.spec("s1")
             assert spec is not None
@@ -904,8 +890,7 @@ class TestPermissions:
         monkeypatch.setattr(loop_module, "AGAIN_SECONDS", 0.01)
 
         async def scenario(stage: Stage) -> None:
-            stage.want(wish())
-            await stage.until(lambda: stage.phase() is Phase.RUNNING)
+            await stage.begin(wish())
             stage.driver.fails = [Unavailable("not now"), OSError("nor now")]
             stage.want(wish(permissions="x"))
             given = ["permit s1 x"] * 3
@@ -919,8 +904,7 @@ class TestPermissions:
 
     def test_what_changed_while_the_agent_was_away_is_given_later(self, tmp_path: Path) -> None:
         async def scenario(stage: Stage) -> None:
-            stage.want(wish(permissions="x"))
-            await stage.until(lambda: stage.phase() is Phase.RUNNING)
+            await stage.begin(wish(permissions="x"))
             await stage.restart()
             stage.want(wish(permissions="y"))
             await stage.until_called("start s1 1", "permit s1 y")
@@ -946,8 +930,7 @@ class TestPermissions:
 
     def test_a_session_that_ends_while_it_is_given_them_has_ended(self, tmp_path: Path) -> None:
         async def scenario(stage: Stage) -> None:
-            stage.want(wish())
-            await stage.until(lambda: stage.phase() is Phase.RUNNING)
+            await stage.begin(wish())
             stage.want(wish(permissions="x"))
             stage.driver.end("s1", "crashed")
             await stage.until(lambda: stage.phase() is Phase.ENDED)
@@ -958,8 +941,7 @@ class TestPermissions:
 class TestRestarting:
     def test_what_runs_runs_on(self, tmp_path: Path) -> None:
         async def scenario(stage: Stage) -> None:
-            stage.want(wish())
-            await stage.until(lambda: stage.phase() is Phase.RUNNING)
+            await stage.begin(wish())
             await stage.restart()
             assert stage.phase() is Phase.RUNNING
             stage.want(wish(started=True))
@@ -971,8 +953,7 @@ class TestRestarting:
         self, tmp_path: Path
     ) -> None:
         async def scenario(stage: Stage) -> None:
-            stage.want(wish(generation=3))
-            await stage.until(lambda: stage.phase() is Phase.RUNNING)
+            await stage.begin(wish(generation=3))
             stage.driver.put("s1", 0)
             await stage.restart()
             report = stage.report()
@@ -985,8 +966,7 @@ class TestRestarting:
 
     def test_what_ended_meanwhile_has_ended(self, tmp_path: Path) -> None:
         async def scenario(stage: Stage) -> None:
-            stage.want(wish())
-            await stage.until(lambda: stage.phase() is Phase.RUNNING)
+            await stage.begin(wish())
             stage.driver.sessions.clear()
             await stage.restart()
             report = stage.report()
@@ -1010,8 +990,7 @@ class TestRestarting:
             assert stage.driver.calls == ["start s1 1", "undone s1"]
             assert stage.report() is None
             stage.driver.may_start.set()
-            stage.want(wish())
-            await stage.until(lambda: stage.phase() is Phase.RUNNING)
+            await stage.begin(wish())
 
         run(tmp_path, scenario)
 
@@ -1150,8 +1129,7 @@ class TestSlowDisks:
             stage.loop = stage._loop()
             await stage.loop.open()
             assert stage.report() is None
-            stage.want(wish())
-            await stage.until(lambda: stage.phase() is Phase.RUNNING)
+            await stage.begin(wish())
             assert stage.driver.calls == ["start s1 1"]
 
         run(tmp_path, scenario)

@@ -97,6 +97,16 @@ def leader(folder: Path) -> Iterator[Leader]:
     made.die()
 
 
+async def opened_on_remains(folder: Path, ends: Ends) -> XvncDriver:
+    """Open the driver of the next agent, which starts although something of `s-1` is left."""
+    driver = xvnc_driver(folder)
+    await driver.open(ends)
+    assert driver.running() == []
+    with pytest.raises(Unavailable, match="can't be removed yet"):
+        await driver.stop("s-1")
+    return driver
+
+
 def test_an_error_that_nobody_foresaw_is_not_the_end(
     folder: Path,
     leader: Leader,
@@ -118,11 +128,7 @@ def test_an_error_that_nobody_foresaw_is_not_the_end(
         await driver.close()
 
         # Nor does it keep the next agent from starting.
-        driver = xvnc_driver(folder)
-        await driver.open(ends)
-        assert driver.running() == []
-        with pytest.raises(Unavailable, match="can't be removed yet"):
-            await driver.stop("s-1")
+        driver = await opened_on_remains(folder, ends)
         (folder / "X").mkdir()
         await soon(lambda: left(folder) == [])
         await driver.stop("s-1")
@@ -261,11 +267,7 @@ def test_a_session_that_can_not_be_ended_is_no_session_for_the_next_agent(
                 assert driver.display_socket("s-1") is None
             await driver.close()
 
-            driver = xvnc_driver(folder)
-            await driver.open(ends)
-            assert driver.running() == []
-            with pytest.raises(Unavailable, match="can't be removed yet"):
-                await driver.stop("s-1")
+            driver = await opened_on_remains(folder, ends)
         await soon(lambda: left(folder) == [])
         await driver.stop("s-1")
         await driver.close()

@@ -1,7 +1,7 @@
 """What `deskfleet agent run` becomes: the agent, with nothing around it.
 
-Law: no library is loaded that
-an agent at rest has no use for, so that it stays below 60 MB; `tests/bench` looks.
+Law: no library is loaded that an agent at rest has no use for, so that it stays below 60 MB;
+`tests/bench` looks.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ from typing import Annotated
 import typer
 
 from deskfleet.cli.connection import Invocation
-from deskfleet.cli.person import current_user, is_root
-from deskfleet.cli.sessions import ItsOwner, await_state, require_ready
+from deskfleet.cli.person import current_user
+from deskfleet.cli.sessions import ItsOwner, await_state, meant, require_ready, seen
 from deskfleet.client.links import link
 from deskfleet.client.shapes import Session
 
@@ -38,7 +38,7 @@ def connect(
 ) -> None:
     """Print the link that opens a session in a browser."""
     found = _find(run, session, user or current_user())
-    user = user or (found.owner if is_root() else current_user())
+    user = user or meant(found)
     if found.state != "READY":
         ready = await_state(run, found, "READY", wait_seconds)
         require_ready(run, found.id, ready)
@@ -49,7 +49,7 @@ def connect(
 
 
 def _find(run: Invocation, session: str, user: str) -> Session:
-    found = next(iter(run.client.sessions(session_ids=[session])), None)
+    found = seen(run, session)
     if found is not None:
         return found
     named = [

@@ -280,11 +280,17 @@ def require_ready(run: Invocation, id: str, session: Session | None) -> None:
 
 
 def whose(run: Invocation, session_id: str) -> str:
+    """Return who is meant where nobody was named; asks the broker where root means an owner."""
+    return meant(seen(run, session_id) if is_root() else None)
+
+
+def meant(session: Session | None) -> str:
     """Return who is meant where nobody was named: for root, whoever owns the session."""
-    if not is_root():
-        return current_user()
-    found = next(iter(run.client.sessions(session_ids=[session_id])), None)
-    return current_user() if found is None else found.owner
+    return session.owner if session is not None and is_root() else current_user()
+
+
+def seen(run: Invocation, session_id: str) -> Session | None:
+    return next(iter(run.client.sessions(session_ids=[session_id])), None)
 
 
 def one_id(argument: str | None, option: str | None) -> str:

@@ -31,6 +31,7 @@ from deskfleet.broker.service.sessions import SessionView
 from deskfleet.cli.announcement import LOG_FILE, announce, create_line, tell
 from deskfleet.cli.person import current_user
 from deskfleet.cli.program import log_to, run
+from deskfleet.client.links import link_to
 from deskfleet.core.placement import Refusal
 from deskfleet.core.records import SessionRequest, Type
 from deskfleet.core.session import State
@@ -263,5 +264,4 @@ def _link(view: SessionView, token: str) -> str:
     assert view.facts is not None  # it is READY, so its server has said what it is
     endpoint = view.facts.endpoints[0]
     host = f"[{view.facts.ip}]" if ":" in view.facts.ip else view.facts.ip
-    path = endpoint.web_url_path or "/"
-    return f"https://{host}:{endpoint.port}{path}?authToken={token}#{view.session.id}"
+    return link_to(f"{host}:{endpoint.port}", endpoint.web_url_path, token, view.session.id)

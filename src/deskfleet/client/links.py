@@ -28,12 +28,18 @@ def link(connection_data: GetSessionConnectionDataResponse) -> str:
         raise Unreadable(f"the broker names no server to reach session {session.id} on")
     if not re.fullmatch(r"[0-9]{1,5}", server.port, re.ASCII):
         raise Unreadable(f"the port of session {session.id} is none: {server.port!r}")
-    path = "/" + quote((server.web_url_path or "").lstrip("/"), safe=_PATH_SAFE)
-    token = quote(connection_data.connection_token, safe="")
-    return (
-        f"https://{_host(server.ip)}:{server.port}{path}"
-        f"?authToken={token}#{quote(session.id, safe='')}"
+    return link_to(
+        f"{_host(server.ip)}:{server.port}",
+        server.web_url_path,
+        connection_data.connection_token,
+        session.id,
     )
+
+
+def link_to(place: str, path: str | None, token: str, session_id: str) -> str:
+    """Return the link to a session at a place, `HOST:PORT`."""
+    below = quote((path or "").lstrip("/"), safe=_PATH_SAFE)
+    return f"https://{place}/{below}?authToken={quote(token, safe='')}#{quote(session_id, safe='')}"
 
 
 def _host(address: str) -> str:

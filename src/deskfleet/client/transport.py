@@ -79,11 +79,12 @@ class Transport:
             )
 
         self._http = client(self._url, trust(ca_file, verify=verify))
-        self._token_http = self._http
+        self._token_url, self._token_http = httpx.URL(_TOKEN_PATH), self._http
         if isinstance(credentials, ClientPassword) and credentials.token_url is not None:
+            self._token_url = checked(credentials.token_url)
             # The fleet's private authority vouches for brokers; the world's vouch for this one.
             context = trust(ca_file, verify=verify, also_the_systems=True)
-            self._token_http = client(checked(credentials.token_url), context)
+            self._token_http = client(self._token_url, context)
 
     def close(self) -> None:
         self._http.close()
@@ -141,9 +142,7 @@ class Transport:
 
     def _token_request(self, credentials: ClientPassword) -> httpx.Request:
         """Ask in the query where the URL does so (as DCV's does), in the form otherwise."""
-        url = httpx.URL(_TOKEN_PATH)
-        if credentials.token_url is not None:
-            url = checked(credentials.token_url)
+        url = self._token_url
         asked = {} if "grant_type" in url.params else {"grant_type": "client_credentials"}
         request = self._token_http.build_request(
             "POST", url, data=asked, headers={"Content-Type": "application/x-www-form-urlencoded"}

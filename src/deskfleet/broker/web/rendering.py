@@ -20,8 +20,8 @@ from deskfleet.core import records
 from deskfleet.ports import Picture
 
 NO_STORE = {"Cache-Control": "no-store"}
-_JSON_HEADERS = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
 """For answers that hold a secret."""
+_JSON_HEADERS = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
 
 _encoder = msgspec.json.Encoder()
 
