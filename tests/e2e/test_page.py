@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from deskfleet.agent.desktop.desktops import Desktop
 from deskfleet.core.permissions import OWNER_ONLY, parse
 from support import chromium
 from support.entrance import RunningEntrance, entrance, run, until
+from support.fault_proxy import FaultProxy
 from support.vnc import XDesktop, terminal, x_desktop
 
 BUNDLE = Path(deskfleet.agent.desktop.__file__).parent / "page" / "bundle"
@@ -140,6 +141,26 @@ def test_the_clipboard_goes_both_ways_with_all_of_unicode(tmp_path: Path) -> Non
         await at.until(lambda: at.desktop.clipboard() == "by hand: ½ €", "the box's text")
 
     assert visit(scenario, tmp_path) == []
+
+
+def test_text_that_was_there_before_arrives_whole_over_a_slow_line(tmp_path: Path) -> None:
+    before = "Żółć, ελληνικά 🎉 from before"
+
+    async def scenario(at: Visit) -> None:
+        with FaultProxy(at.at.port) as line:
+            line.down.latency = 0.3
+            far = replace(at.at, port=line.port)
+            await at.context.grant_permissions(
+                ["clipboard-read", "clipboard-write"], origin=far.origin
+            )
+            await at.page.goto(far.origin)
+            await at.page.evaluate("text => navigator.clipboard.writeText(text)", before)
+            await at.page.goto(far.link(SESSION, ALICE))
+            await at.see("live")
+            await at.until(lambda: at.desktop.clipboard() != "", "any text")
+            assert await asyncio.to_thread(at.desktop.clipboard) == before
+
+    visit(scenario, tmp_path)
 
 
 def test_a_lost_connection_comes_back_by_itself(tmp_path: Path) -> None:

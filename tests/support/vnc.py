@@ -45,7 +45,10 @@ class XDesktop:
         return done.stdout
 
     def own_clipboard(self, text: str) -> None:
-        """Copy inside of the desktop; xclip stays in the background as the owner."""
+        """Copy inside of the desktop; xclip stays in the background as the owner.
+
+        It becomes the owner only after its first process has ended, so this waits to see it.
+        """
         subprocess.run(
             ["xclip", "-selection", "clipboard"],
             env=self.environment,
@@ -55,6 +58,7 @@ class XDesktop:
             timeout=PATIENCE,
             check=True,
         )
+        wait_for(lambda: self.clipboard() == text, "the copied text")
 
     def clipboard(self) -> str:
         return self.run("timeout", "2", "xclip", "-o", "-selection", "clipboard")

@@ -5,6 +5,7 @@ import { askStanding } from "./admission.js";
 
 const QUIET = 15000;
 const CHECK = 5000;
+const TEXT = 1;
 
 // A page has one connection at most: the server lets a new one take the place of one that the
 // network has swallowed, even where no other seat is free.
@@ -41,6 +42,16 @@ function watch(sessionId, socket, giveUp) {
   };
 }
 
+// noVNC tells nobody when the server has said that its clipboard takes all of Unicode, and until
+// then sends Latin-1, with question marks for the rest.
+function whenClipboardIsAgreed(rfb, socket, then) {
+  socket.addEventListener("message", function heard() {
+    if (!rfb._clipboardServerCapabilitiesFormats[TEXT]) return;
+    socket.removeEventListener("message", heard);
+    then();
+  });
+}
+
 // Resolves when it is over, with the close code and whether a desktop was ever seen.
 export function connect(sessionId, about, view, tools) {
   return new Promise((resolve) => {
@@ -67,6 +78,7 @@ export function connect(sessionId, about, view, tools) {
       end.lived = true;
       view.live(about.name);
       tools.show(rfb, about.name, features);
+      whenClipboardIsAgreed(rfb, socket, () => tools.shareClipboard(features));
     });
     rfb.addEventListener("disconnect", () => {
       unwatch();

@@ -32,12 +32,15 @@ export class Tools {
     this.name.textContent = name || "Desktop";
     this.fullscreen.hidden = !this.document.fullscreenEnabled;
     this.attention.hidden = !(features.has("keyboard") && features.has("keyboard-sas"));
-    this.clipboard.attach(rfb, {
+    this.root.hidden = false;
+    if (this.panel.hidden) rfb.focus({ preventScroll: true });
+  }
+
+  shareClipboard(features) {
+    this.clipboard.attach(this.rfb, {
       copy: features.has("clipboard-copy"),
       paste: features.has("clipboard-paste"),
     });
-    this.root.hidden = false;
-    if (this.panel.hidden) rfb.focus({ preventScroll: true });
   }
 
   detach() {
