@@ -11,7 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from playwright.async_api import BrowserContext, Page, ViewportSize, async_playwright, expect
+from playwright.async_api import (
+    BrowserContext,
+    Page,
+    ViewportSize,
+    async_playwright,
+    expect,
+)
 
 import deskfleet.agent.desktop
 from deskfleet.agent.desktop.desktops import Desktop
@@ -70,7 +76,11 @@ class Visit:
         await self.page.keyboard.press("Enter")
 
 
-def visit(scenario: Callable[[Visit], Awaitable[None]], folder: Path, **facts: Any) -> list[str]:
+def visit(
+    scenario: Callable[[Visit], Awaitable[None]],
+    folder: Path,
+    **facts: Any,
+) -> list[str]:
     """Run a scenario against a desktop with a terminal; return what the browser complained of."""
 
     async def main(desktop: XDesktop) -> list[str]:
@@ -83,7 +93,8 @@ def visit(scenario: Callable[[Visit], Awaitable[None]], folder: Path, **facts: A
             "permissions": OWNER_ONLY,
         }
         complaints: list[str] = []
-        async with entrance(folder, Desktop(**(about | facts))) as at, browser() as context:
+        desk = Desktop(**(about | facts))
+        async with entrance(folder, desk) as at, browser() as context:
             await context.grant_permissions(["clipboard-read", "clipboard-write"], origin=at.origin)
             page = await context.new_page()
             page.on("pageerror", lambda error: complaints.append(str(error)))
@@ -159,6 +170,52 @@ def test_text_that_was_there_before_arrives_whole_over_a_slow_line(tmp_path: Pat
             await at.see("live")
             await at.until(lambda: at.desktop.clipboard() != "", "any text")
             assert await asyncio.to_thread(at.desktop.clipboard) == before
+
+    visit(scenario, tmp_path)
+
+
+def test_what_this_computer_holds_goes_to_the_desktop_once(tmp_path: Path) -> None:
+    picture = """async () => {
+        const canvas = document.createElement("canvas");
+        const blob = await new Promise((resolve) => canvas.toBlob(resolve));
+        await navigator.clipboard.write([new ClipboardItem({ "image/png": blob })]);
+    }"""
+
+    async def scenario(at: Visit) -> None:
+        async def focus() -> None:
+            """Come back to the window; what is typed afterwards arrives after what that brings."""
+            await at.page.evaluate("() => window.dispatchEvent(new Event('focus'))")
+            seen = at.desktop.home / f"seen-{time.monotonic_ns()}"
+            await at.type(f"touch {seen}")
+            await at.until(seen.exists, "the shell")
+
+        def copied() -> str:
+            return at.desktop.run("xclip", "-o", "-selection", "clipboard", "-t", "TARGETS")
+
+        await at.page.goto(at.at.origin)
+        await at.page.evaluate(picture)
+        await asyncio.to_thread(at.desktop.own_clipboard, "one\ntwo")
+        its_own = await asyncio.to_thread(copied)
+        await at.open()
+        await at.see("live")
+        await focus()
+        assert await asyncio.to_thread(copied) == its_own, "a picture takes no text away"
+
+        # What a browser on Windows makes of the text that the desktop has copied.
+        await asyncio.to_thread(at.desktop.own_clipboard, "three\nfour")
+        await expect(at.page.locator("#clipboard-text")).to_have_value("three\nfour")
+        await at.page.evaluate("navigator.clipboard.writeText('three\\r\\nfour')")
+        await focus()
+        assert await asyncio.to_thread(copied) == its_own, "the desktop has that text already"
+
+        await at.page.get_by_role("button", name="Desktop tools").click()
+        await at.page.get_by_label("Clipboard of the desktop").fill("by hand")
+        await at.until(lambda: at.desktop.clipboard() == "by hand", "the box's text")
+        await focus()
+        assert await asyncio.to_thread(at.desktop.clipboard) == "by hand"
+        at.at.attendance.close_all(SESSION)
+        await at.until(lambda: at.desktop.clipboard() == "", "the text to go with the connection")
+        await at.until(lambda: at.desktop.clipboard() == "by hand", "the text to come back")
 
     visit(scenario, tmp_path)
 

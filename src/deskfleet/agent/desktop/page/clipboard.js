@@ -1,5 +1,7 @@
 // Carries text between this computer's clipboard and the desktop's, both ways and by itself where
-// the browser lets a page do so; the text box of the panel is there for all the others.
+// the browser lets a page do so; the text box of the panel is there for all the others. By itself,
+// only news goes to the desktop: it may have copied something since, and the program that did
+// offers more than the text that came here.
 
 const TYPING = 300;
 
@@ -13,7 +15,8 @@ export class Clipboard {
     this.note = find("clipboard-note");
     this.rfb = null;
     this.may = { copy: false, paste: false };
-    this.known = null;
+    this.held = null; // by this computer, as far as is known
+    this.given = null; // to the desktop, until it copies something itself
     this.unwritten = null;
     this.asked = false;
     this.hear = ({ detail }) => this.#fromDesktop(detail.text);
@@ -38,8 +41,9 @@ export class Clipboard {
     this.copyButton.hidden = !may.copy;
     this.pasteButton.hidden = !may.paste;
     this.text.readOnly = !may.paste;
-    this.known = null;
     rfb.addEventListener("clipboard", this.hear);
+    // What a connection has given goes with it.
+    if (this.given !== null) this.#toDesktop(this.given);
     this.#readIfAllowed();
   }
 
@@ -50,9 +54,10 @@ export class Clipboard {
 
   async #fromDesktop(text) {
     if (!this.may.copy) return;
-    this.known = this.text.value = text;
+    this.given = null;
+    this.text.value = text;
     try {
-      await navigator.clipboard.writeText(text);
+      await this.#write(text);
       this.unwritten = null;
       this.note.textContent = "";
     } catch {
@@ -62,9 +67,21 @@ export class Clipboard {
   }
 
   #toDesktop(text) {
-    if (!this.rfb || !this.may.paste || text === this.known) return;
-    this.known = this.text.value = text;
-    this.rfb.clipboardPasteFrom(text);
+    if (!this.may.paste) return;
+    this.given = text;
+    this.rfb?.clipboardPasteFrom(text);
+  }
+
+  async #write(text) {
+    const before = this.held;
+    // At once: the browser may tell of the change before it is done.
+    this.held = text;
+    try {
+      await navigator.clipboard.writeText(text);
+    } catch (error) {
+      this.held = before;
+      throw error;
+    }
   }
 
   async #writeLate() {
@@ -72,7 +89,7 @@ export class Clipboard {
     const text = this.unwritten;
     this.unwritten = null;
     try {
-      await navigator.clipboard.writeText(text);
+      await this.#write(text);
     } catch {
       this.note.textContent = "This browser keeps its clipboard to itself: copy from the box above.";
     }
@@ -82,12 +99,12 @@ export class Clipboard {
     await this.#writeLate();
     if (this.asked || !this.may.paste) return;
     this.asked = true;
-    if ((await this.#readState()) === "prompt") await this.#read();
+    if ((await this.#readState()) === "prompt") await this.#read({ all: false });
   }
 
   async #copy() {
     try {
-      await navigator.clipboard.writeText(this.text.value);
+      await this.#write(this.text.value);
       this.note.textContent = "Copied.";
     } catch {
       this.text.select();
@@ -95,10 +112,15 @@ export class Clipboard {
     }
   }
 
-  async #read() {
+  async #read({ all = true } = {}) {
     try {
-      this.#toDesktop(await navigator.clipboard.readText());
+      // Windows ends lines in its own way.
+      const text = (await navigator.clipboard.readText()).replaceAll("\r\n", "\n");
       this.note.textContent = "";
+      // A picture is no text, and takes nothing away from the desktop.
+      if (text === "" || (text === this.held && !all)) return;
+      this.held = this.text.value = text;
+      this.#toDesktop(text);
     } catch {
       this.note.textContent = "This browser keeps its clipboard to itself: paste into the box above.";
     }
@@ -109,7 +131,7 @@ export class Clipboard {
     // What the desktop has copied meanwhile is newer than what this computer holds.
     if (this.unwritten !== null) return this.#writeLate();
     if (!this.may.paste) return;
-    if ((await this.#readState()) === "granted") await this.#read();
+    if ((await this.#readState()) === "granted") await this.#read({ all: false });
   }
 
   async #readState() {
