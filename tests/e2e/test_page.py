@@ -30,18 +30,22 @@ from support.vnc import XDesktop, terminal, x_desktop
 BUNDLE = Path(deskfleet.agent.desktop.__file__).parent / "page" / "bundle"
 ALICE, BOB = "alice", "bob"
 SESSION = "5f2b5a1e-9f4e-4c52-8a35-5d1f0a2b7c11"
+SET_SIZE = 251
+"""The first byte of RFB's SetDesktopSize."""
 WINDOW = ViewportSize(width=1000, height=672)
 
 
 @asynccontextmanager
-async def browser(**options: Any) -> AsyncIterator[BrowserContext]:
+async def browser(*arguments: str, **options: Any) -> AsyncIterator[BrowserContext]:
     async with async_playwright() as playwright:
         launched = await playwright.chromium.launch(
-            executable_path=chromium.executable(), args=chromium.ARGUMENTS
+            executable_path=chromium.executable(), args=[*chromium.ARGUMENTS, *arguments]
         )
         try:
             yield await launched.new_context(
-                ignore_https_errors=True, viewport=WINDOW, reduced_motion="reduce", **options
+                ignore_https_errors=True,
+                reduced_motion="reduce",
+                **({"viewport": WINDOW} | options),
             )
         finally:
             await launched.close()
@@ -129,6 +133,34 @@ def test_a_link_opens_a_desktop_that_fits_and_takes_what_is_typed(tmp_path: Path
         assert len(at.at.verifier.asked) == 1, "the cookie admits after a reload"
 
     assert visit(scenario, tmp_path) == [], "no error, no violation of the content policy"
+
+
+def test_a_window_of_fractions_of_pixels_asks_for_its_size_once(tmp_path: Path) -> None:
+    asked = 0
+
+    def count(sent: bytes | str) -> None:
+        nonlocal asked
+        asked += sent[0] == SET_SIZE
+
+    async def scenario(at: Visit) -> None:
+        zoomed = "--force-device-scale-factor=1.25", "--window-size=1001,703"
+        async with browser(*zoomed, viewport=None, no_viewport=True) as context:
+            page = await context.new_page()
+            page.on("websocket", lambda socket: socket.on("framesent", count))
+            await page.goto(at.at.link(SESSION, ALICE))
+            there = replace(at, context=context, page=page)
+            await there.see("live")
+            window = await page.evaluate("document.body.getBoundingClientRect().toJSON()")
+            width, height = window["width"], window["height"]
+            assert (width % 1, height % 1) != (0, 0), "a window without fractions shows nothing"
+            size = f"{int(width)}x{int(height)}"
+            await at.until(lambda: at.desktop.size() == size, "the desktop to fit the window")
+            typed = at.desktop.home / "typed"
+            await there.type(f"echo this takes long enough to ask again and again > {typed}")
+            await at.until(typed.exists, "the shell")
+        assert asked == 1
+
+    assert visit(scenario, tmp_path) == []
 
 
 def test_the_clipboard_goes_both_ways_with_all_of_unicode(tmp_path: Path) -> None:

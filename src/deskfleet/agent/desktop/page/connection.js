@@ -18,6 +18,15 @@ function addressOf(sessionId) {
   return address;
 }
 
+// Leaves fractions of pixels out, as desktops do. A window at 125 % has some, and would otherwise
+// ask for its size again and again, since no desktop ever takes it.
+class Desktop extends RFB {
+  _screenSize() {
+    const { w, h } = super._screenSize();
+    return { w: Math.floor(w), h: Math.floor(h) };
+  }
+}
+
 // A dead network closes no WebSocket by itself: when a desktop has been quiet for a while, ask
 // its server over another way, and give the connection up where there is no answer.
 function watch(sessionId, socket, giveUp) {
@@ -64,7 +73,7 @@ export function connect(sessionId, about, view, tools) {
       if (end.lived) view.freeze();
     });
 
-    const rfb = new RFB(view.desktop, socket, { shared: true });
+    const rfb = new Desktop(view.desktop, socket, { shared: true });
     rfb.background = "transparent";
     rfb.scaleViewport = true;
     rfb.viewOnly = !["keyboard", "mouse", "clipboard-copy", "clipboard-paste"].some((one) => features.has(one));
