@@ -163,6 +163,23 @@ def test_a_window_of_fractions_of_pixels_asks_for_its_size_once(tmp_path: Path) 
     assert visit(scenario, tmp_path) == []
 
 
+def test_a_key_that_is_held_while_the_tools_are_opened_is_let_go(tmp_path: Path) -> None:
+    async def scenario(at: Visit) -> None:
+        await at.open()
+        await at.see("live")
+        typed = at.desktop.home / "typed"
+        await at.type(f"cat > {typed}")
+        await at.page.keyboard.down("Control")
+        await at.page.get_by_role("button", name="Desktop tools").click()
+        await at.page.keyboard.up("Control")
+        await at.page.keyboard.press("Escape")
+        await at.page.keyboard.type("abc", delay=20)
+        await at.page.keyboard.press("Enter")
+        await at.until(lambda: typed.exists() and typed.read_text() == "abc\n", "the letters")
+
+    assert visit(scenario, tmp_path) == []
+
+
 def test_the_clipboard_goes_both_ways_with_all_of_unicode(tmp_path: Path) -> None:
     there = "Grüße, мир, 你好 🖥️ from the desktop"
     back = "Żółć, ελληνικά 🎉 from the browser\nline two"

@@ -24,6 +24,8 @@ export class Tools {
     this.root.addEventListener("keydown", ({ key }) => {
       if (key === "Escape") this.#open(false);
     });
+    // noVNC lets go of the keys that are held only when the whole window has lost the focus.
+    find("desktop").addEventListener("focusout", () => dispatchEvent(new Event("blur")));
     document.addEventListener("fullscreenchange", () => this.#labelFullscreen());
   }
 
