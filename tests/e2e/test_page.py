@@ -344,6 +344,25 @@ def test_a_full_session_is_waited_for(tmp_path: Path) -> None:
     visit(scenario, tmp_path, max_clients=1)
 
 
+def test_the_tools_are_large_enough_for_a_finger_and_fit_a_low_window(tmp_path: Path) -> None:
+    async def scenario(at: Visit) -> None:
+        low = ViewportSize(width=640, height=300)
+        async with browser(viewport=low, has_touch=True, is_mobile=True) as context:
+            page = await context.new_page()
+            await page.goto(at.at.link(SESSION, ALICE))
+            grip = page.get_by_role("button", name="Desktop tools")
+            await expect(grip).to_be_visible()
+            box = await grip.bounding_box()
+            assert box is not None
+            assert min(box["width"], box["height"]) >= 24
+            await grip.tap()
+            name = page.get_by_role("heading", name="Alice's desk")
+            await expect(name).to_be_visible()
+            assert await name.evaluate("(name) => name.scrollHeight <= name.clientHeight")
+
+    assert visit(scenario, tmp_path) == []
+
+
 def test_who_may_only_look_changes_nothing(tmp_path: Path) -> None:
     rules = parse(f"[permissions]\n{BOB} allow display pointer unsupervised-access\n")
 
