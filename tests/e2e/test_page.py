@@ -310,6 +310,31 @@ def test_a_server_that_is_away_is_waited_for(tmp_path: Path) -> None:
     visit(scenario, tmp_path)
 
 
+def test_the_cookies_of_ended_sessions_are_given_up(tmp_path: Path) -> None:
+    async def scenario(at: Visit) -> None:
+        desk = at.at.desktops.known[SESSION]
+        ended = [f"{SESSION[:-2]}{number:02}" for number in range(20, 80)]
+        await at.open()
+        await at.see("live")
+        await at.page.goto("about:blank")
+        for session_id in ended:
+            at.at.desktops.known[session_id] = replace(desk, session_id=session_id)
+            token = at.at.verifier.token(session_id, ALICE)
+            swapped = await at.context.request.post(
+                f"{at.at.origin}/connect",
+                data={"sessionId": session_id, "authToken": token},
+                headers={"Origin": at.at.origin},
+            )
+            assert swapped.status == 204
+        for session_id in ended:
+            del at.at.desktops.known[session_id]
+        await at.open()
+        await at.see("live")
+        assert len(await at.context.cookies()) == 1
+
+    visit(scenario, tmp_path)
+
+
 def test_a_refused_link_says_so_and_leaves_no_token(tmp_path: Path) -> None:
     async def scenario(at: Visit) -> None:
         token = at.at.verifier.token(SESSION, ALICE, seconds=-5)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import jwt
@@ -94,6 +94,15 @@ class Admissions:
         """Return a fresh cookie for one that is getting on in years."""
         age = self._clock.now().timestamp() - admission.granted_at
         return self.grant(admission.session_id, admission.user) if age > _RENEWAL_SECONDS else None
+
+    def ended(self, cookies: Mapping[str, str], is_alive: Callable[[str], bool]) -> list[str]:
+        """Return the cookies of sessions that are over; no WebSocket opens with fifty of them."""
+        admissions = {name: self._unseal(cookie) for name, cookie in cookies.items()}
+        return [
+            name
+            for name, admission in admissions.items()
+            if admission is not None and not is_alive(admission.session_id)
+        ]
 
     def _unseal(self, cookie: str) -> Admission | None:
         if not cookie or len(cookie) > _MOST_COOKIE_CHARACTERS:

@@ -202,6 +202,8 @@ class _Entrance:
         )
         answer = Response(status_code=204)
         _set_cookie(answer, desktop.session_id, self._admissions.grant(desktop.session_id, user))
+        for name in self._admissions.ended(request.cookies, self._is_here):
+            answer.delete_cookie(name, path="/", secure=True, httponly=True, samesite="strict")
         return answer
 
     async def admission(self, request: Request) -> Response:
@@ -262,6 +264,9 @@ class _Entrance:
             desktop.close()
             log.info("connection.closed", extra={**about, "reason": reason.name.lower()})
         return reason
+
+    def _is_here(self, session_id: str) -> bool:
+        return self._desktops.find(session_id) is not None
 
     async def _read_connect(self, request: Request) -> ConnectRequest | Refused:
         if not _same_origin(request):
