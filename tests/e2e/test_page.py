@@ -310,6 +310,20 @@ def test_a_server_that_is_away_is_waited_for(tmp_path: Path) -> None:
     visit(scenario, tmp_path)
 
 
+def test_a_page_whose_script_does_not_come_says_what_to_do(tmp_path: Path) -> None:
+    async def scenario(at: Visit) -> None:
+        hint = at.page.get_by_text("reload this page")
+        await at.page.route("**/main-*.js", lambda route: route.abort())
+        await at.open()
+        await expect(hint).to_be_visible()
+        await at.page.unroute("**/main-*.js")
+        await at.page.reload()
+        await at.see("live")
+        await expect(hint).to_have_count(0)
+
+    visit(scenario, tmp_path)
+
+
 def test_the_cookies_of_ended_sessions_are_given_up(tmp_path: Path) -> None:
     async def scenario(at: Visit) -> None:
         desk = at.at.desktops.known[SESSION]

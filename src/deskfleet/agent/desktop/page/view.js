@@ -17,6 +17,7 @@ export class View {
     this.ribbonText = find("ribbon-text");
     this.body = document.body;
     this.lostAt = null;
+    find("card-late").remove();
     this.action.addEventListener("click", () => this.wake?.());
     addEventListener("online", () => this.wake?.());
     document.addEventListener("visibilitychange", () => {
