@@ -11,17 +11,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 from playwright.async_api import (
     BrowserContext,
     Page,
+    Response,
     ViewportSize,
     async_playwright,
     expect,
 )
 
 import deskfleet.agent.desktop
+from deskfleet import connections
 from deskfleet.agent.desktop.desktops import Desktop
 from deskfleet.core.permissions import OWNER_ONLY, parse
+from deskfleet.machine import here
 from support import chromium
 from support.entrance import RunningEntrance, entrance, run, until
 from support.fault_proxy import FaultProxy
@@ -74,6 +78,22 @@ class Visit:
             assert time.monotonic() < deadline, f"waited too long for {what}"
             await asyncio.sleep(0.1)
 
+    async def be_asked_after_a_while(self) -> Response:
+        """Let the page's clock pass its patience with a quiet desktop; news start that anew."""
+        answered: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
+
+        def listen(answer: Response) -> None:
+            if "/admission/" in answer.url and not answered.done():
+                answered.set_result(answer)
+
+        self.page.on("response", listen)
+        async with asyncio.timeout(20):
+            while not answered.done():
+                await self.page.clock.fast_forward("00:21")
+                await asyncio.wait([answered], timeout=0.5)
+        self.page.remove_listener("response", listen)
+        return answered.result()
+
     async def type(self, text: str) -> None:
         await self.page.locator("#desktop canvas").click(position={"x": 300, "y": 250})
         await self.page.keyboard.type(text, delay=20)
@@ -83,6 +103,7 @@ class Visit:
 def visit(
     scenario: Callable[[Visit], Awaitable[None]],
     folder: Path,
+    groups: Callable[[str], frozenset[str]] = here.groups_of,
     **facts: Any,
 ) -> list[str]:
     """Run a scenario against a desktop with a terminal; return what the browser complained of."""
@@ -98,7 +119,7 @@ def visit(
         }
         complaints: list[str] = []
         desk = Desktop(**(about | facts))
-        async with entrance(folder, desk) as at, browser() as context:
+        async with entrance(folder, desk, groups=groups) as at, browser() as context:
             await context.grant_permissions(["clipboard-read", "clipboard-write"], origin=at.origin)
             page = await context.new_page()
             page.on("pageerror", lambda error: complaints.append(str(error)))
@@ -308,6 +329,77 @@ def test_a_server_that_is_away_is_waited_for(tmp_path: Path) -> None:
         await expect(at.page.locator("#still")).to_be_hidden()
 
     visit(scenario, tmp_path)
+
+
+def test_a_connection_that_is_lost_for_good_is_found_out_though_the_network_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Otherwise an older connection, which is lost too, would be asked how things stand.
+    monkeypatch.setattr(connections, "IDLE_SECONDS", 0.1)
+
+    async def scenario(at: Visit) -> None:
+        with FaultProxy(at.at.port) as line:
+            far = replace(at.at, port=line.port)
+            await at.page.clock.install()
+            await at.page.goto(far.link(SESSION, ALICE))
+            await at.see("live")
+            for _ in range(3):
+                await at.be_asked_after_a_while()
+                await until(lambda: line.connections == 1, "the desktop's connection to be alone")
+            assert at.at.changes == [SESSION], "a quiet desktop's connection is kept"
+            line.strand()
+            for _ in range(2):
+                assert (await at.be_asked_after_a_while()).ok, "the network is there"
+            await until(lambda: len(at.at.changes) > 1, "the way back")
+            await at.see("live")
+
+    visit(scenario, tmp_path)
+
+
+def test_a_connection_is_kept_while_the_server_can_not_tell_what_it_may(tmp_path: Path) -> None:
+    rules = parse("[permissions]\nosgroup:lab allow builtin unsupervised-access\n")
+    silent = False
+
+    def groups(_user: str) -> frozenset[str]:
+        if silent:
+            raise TimeoutError
+        return frozenset({"lab"})
+
+    async def scenario(at: Visit) -> None:
+        nonlocal silent
+        await at.page.clock.install()
+        await at.open(BOB)
+        await at.see("live")
+        silent = True
+        assert (await at.be_asked_after_a_while()).status == 503
+        typed = at.desktop.home / "typed"
+        await at.type(f"touch {typed}")
+        await at.until(typed.exists, "the shell")
+        assert at.at.changes == [SESSION], "one connection"
+
+    visit(scenario, tmp_path, groups=groups, permissions=rules)
+
+
+def test_a_desktop_that_is_never_quiet_keeps_its_cookie_fresh(tmp_path: Path) -> None:
+    async def scenario(at: Visit) -> None:
+        heard = 0
+
+        def count(_frame: bytes | str) -> None:
+            nonlocal heard
+            heard += 1
+
+        at.page.on("websocket", lambda socket: socket.on("framereceived", count))
+        await at.page.clock.install()
+        await at.open()
+        await at.see("live")
+        await at.type("while date +%N; do sleep .1; done")
+        async with at.page.expect_response("**/admission/*"):
+            await at.page.clock.set_system_time(time.time() + 3600)
+            before = heard
+            await until(lambda: heard > before + 2, "news from the desktop")
+            await at.page.clock.fast_forward("00:05")
+
+    assert visit(scenario, tmp_path) == []
 
 
 def test_a_page_whose_script_does_not_come_says_what_to_do(tmp_path: Path) -> None:

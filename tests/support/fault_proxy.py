@@ -7,6 +7,8 @@ what the client sends, `down` what the server answers.
   sees it. What was held goes on when it is healed.
 * `swallow`: what arrives is lost without a word; TLS finds out when anything arrives again.
 * `latency`, `bytes_per_second`, `slice_bytes`: slow, narrow, and in crumbs.
+* `strand`: what is open is lost without a word and for good, and whoever comes anew gets through: a
+  computer that has changed its network, or a NAT that forgot.
 * `reset_all` and `cut_after` end connections with a reset; `refuse` resets whoever comes.
 """
 
@@ -47,6 +49,7 @@ class _Connection:
     client: socket.socket
     server: socket.socket
     bytes_left: int | None
+    stranded: bool = False
 
     def reset(self) -> None:
         for end in (self.client, self.server):
@@ -113,6 +116,15 @@ class FaultProxy:
     def swallow(self, *ways: Way) -> None:
         for way in ways or (self.up, self.down):
             way.swallow = True
+
+    def strand(self) -> None:
+        """Lose all that is open, which neither side hears of."""
+
+        def stranded() -> None:
+            for connection in self._open:
+                connection.stranded = True
+
+        self._do(stranded)
 
     def refuse(self) -> None:
         """Reset what is open and whoever comes, until healed."""
@@ -195,6 +207,8 @@ class FaultProxy:
             data = await self._loop.sock_recv(source, READ_BYTES)
             # What arrived meanwhile is held, too.
             await way.flowing.wait()
+            if connection.stranded:
+                await asyncio.Event().wait()
             if not data:
                 with contextlib.suppress(OSError):
                     sink.shutdown(socket.SHUT_WR)

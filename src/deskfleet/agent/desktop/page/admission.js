@@ -1,4 +1,5 @@
-// What the server says of this visitor. A network that doesn't answer is no refusal: `away`.
+// What the server says of this visitor. A network that doesn't answer is no refusal: `away`; nor is
+// a server that can't tell right now, and says so: `unsure`.
 
 const PATIENCE = 8000;
 
@@ -15,6 +16,7 @@ async function ask(address, options) {
     const body = await response.json();
     if (response.ok) return { about: body };
     if (response.status < 500) return { refused: body.message, code: body.code };
+    return { away: true, unsure: body.message };
   } catch {
     // Offline, cut off, or something else in between that speaks no JSON.
   }

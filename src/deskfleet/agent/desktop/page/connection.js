@@ -5,6 +5,7 @@ import { askStanding } from "./admission.js";
 
 const QUIET = 15000;
 const CHECK = 5000;
+const RENEW = 30 * 60 * 1000;
 const TEXT = 1;
 
 // A page has one connection at most: the server lets a new one take the place of one that the
@@ -25,24 +26,47 @@ class Desktop extends RFB {
     const { w, h } = super._screenSize();
     return { w: Math.floor(w), h: Math.floor(h) };
   }
+
+  // Asks for one pixel again, which a server answers however still its picture is.
+  nudge() {
+    RFB.messages.fbUpdateRequest(this._sock, false, 0, 0, 1, 1);
+  }
 }
 
-// A dead network closes no WebSocket by itself: when a desktop has been quiet for a while, ask
-// its server over another way, and give the connection up where there is no answer.
-function watch(sessionId, socket, giveUp) {
-  let heard = performance.now();
+// A dead network closes no WebSocket by itself: when a desktop has been quiet for a while, nudge
+// it, ask its server over another way, and give the connection up where either has no answer: the
+// other way may lead through a network that has come in the place of a lost one.
+function watch(sessionId, socket, nudge, giveUp) {
+  // A clock that goes on while the computer sleeps.
+  let heard = Date.now();
+  let nudged = heard;
+  let asked = heard;
   let asking = false;
-  socket.addEventListener("message", () => { heard = performance.now(); });
+  const open = () => socket.readyState === WebSocket.CONNECTING || socket.readyState === WebSocket.OPEN;
+  socket.addEventListener("message", () => { heard = Date.now(); });
   async function check() {
     if (asking) return;
     asking = true;
+    asked = Date.now();
     const standing = await askStanding(sessionId);
     asking = false;
-    if (standing.about) heard = performance.now();
-    else if (socket.readyState === WebSocket.OPEN) giveUp();
+    if (!standing.about && !standing.unsure && open()) giveUp();
   }
   const timer = setInterval(() => {
-    if (performance.now() - heard > QUIET) check();
+    const now = Date.now();
+    if (nudged > heard && now - nudged > QUIET) {
+      if (open()) giveUp();
+    } else if (now - heard > QUIET) {
+      if (nudged <= heard) {
+        nudged = now;
+        nudge();
+      }
+      check();
+    } else if (now - asked > RENEW) {
+      // The cookie of a page whose desktop is never quiet grows old, too.
+      asked = now;
+      askStanding(sessionId);
+    }
   }, CHECK);
   addEventListener("offline", check);
   return () => {
@@ -78,7 +102,7 @@ export function connect(sessionId, about, view, tools) {
     rfb.scaleViewport = true;
     rfb.viewOnly = !["keyboard", "mouse", "clipboard-copy", "clipboard-paste"].some((one) => features.has(one));
     rfb.resizeSession = features.has("keyboard") || features.has("mouse");
-    const unwatch = watch(sessionId, socket, () => {
+    const unwatch = watch(sessionId, socket, () => end.lived && rfb.nudge(), () => {
       view.freeze();
       rfb.disconnect();
     });
