@@ -402,6 +402,18 @@ def test_a_desktop_that_is_never_quiet_keeps_its_cookie_fresh(tmp_path: Path) ->
     assert visit(scenario, tmp_path) == []
 
 
+def test_a_link_that_can_not_be_checked_yet_is_tried_again(tmp_path: Path) -> None:
+    async def scenario(at: Visit) -> None:
+        at.at.verifier.reachable = False
+        await at.open()
+        await expect(at.page.get_by_text("can't be checked right now")).to_be_visible()
+        assert at.page.url == f"{at.at.origin}/#{SESSION}", "the token has left the address"
+        at.at.verifier.reachable = True
+        await at.see("live")
+
+    visit(scenario, tmp_path)
+
+
 def test_a_page_whose_script_does_not_come_says_what_to_do(tmp_path: Path) -> None:
     async def scenario(at: Visit) -> None:
         hint = at.page.get_by_text("reload this page")

@@ -82,12 +82,8 @@ _UNSUPERVISED = Refused(
 _ENDED = Refused(
     410, "session.ended", "There is no desktop here any more; you may close this window."
 )
-_UNREACHABLE = Refused(
-    503, "broker.unreachable", "Your link can't be checked right now. Try again in a moment."
-)
-_UNCHECKED = Refused(
-    503, "groups.unknown", "Your rights can't be checked right now. Try again in a moment."
-)
+_UNREACHABLE = Refused(503, "broker.unreachable", "Your link can't be checked right now.")
+_UNCHECKED = Refused(503, "groups.unknown", "Your rights can't be checked right now.")
 _BAD_REQUEST = Refused(400, "request.invalid", "The request is not valid.")
 _BAD_ORIGIN = Refused(403, "origin.foreign", "This request comes from another site.")
 
@@ -181,7 +177,10 @@ class _Entrance:
         if not isinstance(verdict, Refused):
             return self._pages.index()
         self._log_refusal(verdict, request, claims.session_id if claims else "")
-        title = "Try again" if verdict.status == 503 else "This link does not open a desktop"
+        if verdict.status == 503:
+            # The page has the token, and asks again by itself.
+            return self._pages.index(status=503)
+        title = "This link does not open a desktop"
         return self._pages.refusal(status=verdict.status, title=title, message=verdict.message)
 
     async def connect(self, request: Request) -> Response:

@@ -17,9 +17,7 @@ from deskfleet.observe import seldom
 log = logging.getLogger(__name__)
 
 _INTERNAL_ERROR = 1011
-_BODY = msgspec.json.encode(
-    {"code": "internal", "message": "Something went wrong here. Try again in a moment."}
-)
+_BODY = msgspec.json.encode({"code": "internal", "message": "Something went wrong here."})
 
 
 class Guard:

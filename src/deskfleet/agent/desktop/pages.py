@@ -44,10 +44,10 @@ class Pages:
         if self._index is None or self._refused is None:
             log.warning("page.missing", extra={"folder": str(folder)})
 
-    def index(self) -> Response:
+    def index(self, *, status: int = 200) -> Response:
         if self._index is None:
             return PlainTextResponse(_NOT_BUILT, status_code=503)
-        return HTMLResponse(self._index)
+        return HTMLResponse(self._index, status_code=status)
 
     def refusal(self, *, status: int, title: str, message: str) -> Response:
         """Answer a navigation with the page that says why not."""

@@ -33,12 +33,13 @@ async function open(sessionId, token, view) {
   let wait = FIRST_WAIT;
   let pendingToken = token;
   for (;;) {
+    let standing = null;
     if (pendingToken !== null) {
-      const answer = await swapToken(sessionId, pendingToken);
-      if (answer.refused) return view.refuse("This link does not open a desktop", answer.refused);
-      if (answer.admitted) pendingToken = null;
+      standing = await swapToken(sessionId, pendingToken);
+      if (standing.refused) return view.refuse("This link does not open a desktop", standing.refused);
+      if (standing.admitted) pendingToken = null;
     }
-    const standing = pendingToken === null ? await askStanding(sessionId) : { away: true };
+    if (pendingToken === null) standing = await askStanding(sessionId);
     if (standing.refused && standing.code !== UNSUPERVISED) {
       tools.hide();
       const ended = standing.code === "session.ended";
@@ -60,7 +61,7 @@ async function open(sessionId, token, view) {
       }
       if (end.lived) wait = FIRST_WAIT;
     }
-    view.lost();
+    view.lost(standing.unsure);
     await view.pause(wait * (0.75 + Math.random() / 2));
     wait = Math.min(wait * 2, LONGEST_WAIT);
   }

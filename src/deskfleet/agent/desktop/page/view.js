@@ -44,13 +44,13 @@ export class View {
     this.#ribbon();
   }
 
-  lost() {
+  lost(why = "The server does not answer.") {
     this.lostAt ??= performance.now();
     const patient = performance.now() - this.lostAt < PATIENCE;
     this.body.dataset.state = "connecting";
     if (this.still.hidden || !patient) {
       const title = this.still.hidden ? "Connecting" : "Connection lost";
-      this.#say(title, "The server does not answer. Trying again by itself.", { action: true });
+      this.#say(title, `${why} Trying again by itself.`, { action: true });
     } else {
       this.#ribbon();
     }
