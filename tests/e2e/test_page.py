@@ -69,7 +69,9 @@ class Visit:
         await self.page.goto(self.at.link(SESSION, user))
 
     async def see(self, state: str) -> None:
-        await expect(self.page.locator("body")).to_have_attribute("data-state", state)
+        """Wait for a state of the page; over a slow line a first picture takes its seconds."""
+        body = self.page.locator("body")
+        await expect(body).to_have_attribute("data-state", state, timeout=20_000)
 
     async def until(self, condition: Callable[[], bool], what: str) -> None:
         """Wait for something on the desktop; X clients block, so they run beside the loop."""
@@ -314,6 +316,26 @@ def test_a_lost_connection_comes_back_by_itself(tmp_path: Path) -> None:
     # noVNC says the other where data was on its way when the line was cut.
     expected = ("410", "Got data while disconnected")
     assert all(any(one in complaint for one in expected) for complaint in complaints), complaints
+
+
+def test_there_is_something_to_see_before_a_page_says_so(tmp_path: Path) -> None:
+    look = """() => new MutationObserver(() => {
+        if (document.body.dataset.state !== "live") return;
+        const picture = document.querySelector("#desktop canvas").getContext("2d");
+        window.corner ??= picture.getImageData(0, 0, 1, 1).data[3];
+    }).observe(document.body, { attributes: true })"""
+
+    async def scenario(at: Visit) -> None:
+        with FaultProxy(at.at.port) as line:
+            line.down.latency = 0.3
+            far = replace(at.at, port=line.port)
+            await at.page.goto(far.link(SESSION, ALICE))
+            await at.page.evaluate(look)
+            await at.see("live")
+            opaque = 255
+            assert await at.page.evaluate("window.corner") == opaque
+
+    visit(scenario, tmp_path)
 
 
 def test_a_server_that_is_away_is_waited_for(tmp_path: Path) -> None:

@@ -19,12 +19,29 @@ function addressOf(sessionId) {
   return address;
 }
 
-// Leaves fractions of pixels out, as desktops do. A window at 125 % has some, and would otherwise
-// ask for its size again and again, since no desktop ever takes it.
+// What the page needs of noVNC, and noVNC keeps to itself.
 class Desktop extends RFB {
+  // Leaves fractions of pixels out, as desktops do. A window at 125 % has some, and would otherwise
+  // ask for its size again and again, since no desktop ever takes it.
   _screenSize() {
     const { w, h } = super._screenSize();
     return { w: Math.floor(w), h: Math.floor(h) };
+  }
+
+  // Tells once, as "picture", that there is something to see: on a slow line long after "connect".
+  _framebufferUpdate() {
+    const whole = super._framebufferUpdate();
+    if (whole && this.drawn && !this.told) {
+      this.told = true;
+      this._display.flush().then(() => this.dispatchEvent(new CustomEvent("picture")));
+    }
+    return whole;
+  }
+
+  _handleDataRect() {
+    const whole = super._handleDataRect();
+    this.drawn ||= whole;
+    return whole;
   }
 
   // Asks for one pixel again, which a server answers however still its picture is.
@@ -103,15 +120,18 @@ export function connect(sessionId, about, view, tools) {
     rfb.viewOnly = !["keyboard", "mouse", "clipboard-copy", "clipboard-paste"].some((one) => features.has(one));
     rfb.resizeSession = features.has("keyboard") || features.has("mouse");
     const unwatch = watch(sessionId, socket, () => end.lived && rfb.nudge(), () => {
-      view.freeze();
+      if (end.lived) view.freeze();
       rfb.disconnect();
     });
 
     rfb.addEventListener("connect", () => {
+      whenClipboardIsAgreed(rfb, socket, () => tools.shareClipboard(rfb, features));
+    });
+    rfb.addEventListener("picture", () => {
+      if (socket.readyState !== WebSocket.OPEN) return;
       end.lived = true;
       view.live(about.name);
       tools.show(rfb, about.name, features);
-      whenClipboardIsAgreed(rfb, socket, () => tools.shareClipboard(features));
     });
     rfb.addEventListener("disconnect", () => {
       unwatch();

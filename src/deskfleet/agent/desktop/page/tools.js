@@ -38,8 +38,8 @@ export class Tools {
     if (this.panel.hidden) rfb.focus({ preventScroll: true });
   }
 
-  shareClipboard(features) {
-    this.clipboard.attach(this.rfb, {
+  shareClipboard(rfb, features) {
+    this.clipboard.attach(rfb, {
       copy: features.has("clipboard-copy"),
       paste: features.has("clipboard-paste"),
     });
