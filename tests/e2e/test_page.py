@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -244,6 +245,21 @@ def test_text_that_was_there_before_arrives_whole_over_a_slow_line(tmp_path: Pat
             assert await asyncio.to_thread(at.desktop.clipboard) == before
 
     visit(scenario, tmp_path)
+
+
+def test_a_text_that_packs_to_just_over_a_buffer_arrives_whole(tmp_path: Path) -> None:
+    numbers = (hashlib.sha256(str(number).encode()).hexdigest() for number in range(3000))
+    text = "".join(numbers)[:190_000]
+
+    async def scenario(at: Visit) -> None:
+        await at.open()
+        await at.see("live")
+        await at.page.get_by_role("button", name="Desktop tools").click()
+        await at.page.get_by_label("Clipboard of the desktop").fill(text)
+        await at.until(lambda: at.desktop.clipboard() == text, "the whole text")
+        assert at.at.changes == [SESSION], "one connection"
+
+    assert visit(scenario, tmp_path) == []
 
 
 def test_what_this_computer_holds_goes_to_the_desktop_once(tmp_path: Path) -> None:

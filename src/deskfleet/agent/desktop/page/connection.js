@@ -1,6 +1,7 @@
 // One connection to a desktop, from the WebSocket's opening to its end.
 
 import RFB from "@novnc/novnc";
+import Deflator from "./node_modules/@novnc/novnc/core/deflator.js";
 import { askStanding } from "./admission.js";
 
 const QUIET = 15000;
@@ -18,6 +19,15 @@ function addressOf(sessionId) {
   address.hash = "";
   return address;
 }
+
+// noVNC's deflator forgets what doesn't fit into its buffer any more when it has read all of a text:
+// the server hangs up on what it then gets. Here the buffer has room for everything.
+const deflate = Deflator.prototype.deflate;
+Deflator.prototype.deflate = function deflateWhole(data) {
+  this.chunkSize = data.length + (data.length >> 6) + 1024;
+  this.outputBuffer = new Uint8Array(this.chunkSize);
+  return deflate.call(this, data);
+};
 
 // What the page needs of noVNC, and noVNC keeps to itself.
 class Desktop extends RFB {
