@@ -247,7 +247,7 @@ def test_text_that_was_there_before_arrives_whole_over_a_slow_line(tmp_path: Pat
     visit(scenario, tmp_path)
 
 
-def test_a_text_that_packs_to_just_over_a_buffer_arrives_whole(tmp_path: Path) -> None:
+def test_a_long_text_arrives_whole_and_one_that_is_too_long_not_at_all(tmp_path: Path) -> None:
     numbers = (hashlib.sha256(str(number).encode()).hexdigest() for number in range(3000))
     text = "".join(numbers)[:190_000]
 
@@ -257,6 +257,10 @@ def test_a_text_that_packs_to_just_over_a_buffer_arrives_whole(tmp_path: Path) -
         await at.page.get_by_role("button", name="Desktop tools").click()
         await at.page.get_by_label("Clipboard of the desktop").fill(text)
         await at.until(lambda: at.desktop.clipboard() == text, "the whole text")
+        await at.page.evaluate("navigator.clipboard.writeText('x'.repeat(7_000_000))")
+        await at.page.get_by_role("button", name="Fill from this computer").click()
+        await expect(at.page.locator("#clipboard-note")).to_contain_text("too long")
+        assert await asyncio.to_thread(at.desktop.clipboard) == text
         assert at.at.changes == [SESSION], "one connection"
 
     assert visit(scenario, tmp_path) == []

@@ -757,7 +757,7 @@ def test_the_clipboard_goes_both_ways(folder: Path) -> None:
     def exchange(inside: Inside, shown: Path) -> None:
         connection, _ = _rfb(shown)
         with connection:
-            sent = b"from the browser"
+            sent = b"from the browser" * 65536  # 1 MiB
             connection.sendall(struct.pack(">B3xI", 6, len(sent)) + sent)
             until(lambda: inside.client("xclip", "-o", "-selection", "clipboard") == sent.decode())
             copied = subprocess.Popen(

@@ -32,6 +32,8 @@ from deskfleet.ports import SessionSpec
 
 PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games"
 MAX_TITLE_CHARACTERS = 128
+MAX_CLIPBOARD_BYTES = 20 * 1024 * 1024
+"""What Xvnc tells its clients that it takes; left alone it drops what is over 256 KiB."""
 _INTERPRETERS = ("/usr/bin/python3", "/usr/local/bin/python3", "/bin/python3")
 _SILENT: dict[str, Any] = {
     "stdin": subprocess.DEVNULL,
@@ -170,6 +172,7 @@ def _x_argv(xvnc: str, rfb_socket: Path, geometry: str, desktop_title: str) -> l
         "-nolisten", "tcp",
         "-nolisten", "local",
         "-AlwaysShared",
+        "-MaxCutText", str(MAX_CLIPBOARD_BYTES),
         "-noreset",
         "-geometry", geometry,
         "-depth", "24",

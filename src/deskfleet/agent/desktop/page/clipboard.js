@@ -4,6 +4,8 @@
 // offers more than the text that came here.
 
 const TYPING = 300;
+// Characters of up to three bytes each: a desktop takes 20 MiB.
+const MOST = 6 * 1024 * 1024;
 
 export class Clipboard {
   constructor(document) {
@@ -68,6 +70,10 @@ export class Clipboard {
 
   #toDesktop(text) {
     if (!this.may.paste) return;
+    if (text.length > MOST) {
+      this.note.textContent = "This text is too long for the clipboard of the desktop.";
+      return;
+    }
     this.given = text;
     this.rfb?.clipboardPasteFrom(text);
   }
