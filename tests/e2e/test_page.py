@@ -187,7 +187,7 @@ def test_a_window_of_fractions_of_pixels_asks_for_its_size_once(tmp_path: Path) 
     assert visit(scenario, tmp_path) == []
 
 
-def test_a_key_that_is_held_while_the_tools_are_opened_is_let_go(tmp_path: Path) -> None:
+def test_the_tools_open_by_mouse_and_by_key_and_no_key_stays_held(tmp_path: Path) -> None:
     async def scenario(at: Visit) -> None:
         await at.open()
         await at.see("live")
@@ -198,8 +198,12 @@ def test_a_key_that_is_held_while_the_tools_are_opened_is_let_go(tmp_path: Path)
         await at.page.keyboard.up("Control")
         await at.page.keyboard.press("Escape")
         await at.page.keyboard.type("abc", delay=20)
+        await at.page.keyboard.press("Control+Alt+Shift+T")
+        await expect(at.page.locator("#panel button").first).to_be_focused()
+        await at.page.keyboard.press("Escape")
+        await at.page.keyboard.type("def", delay=20)
         await at.page.keyboard.press("Enter")
-        await at.until(lambda: typed.exists() and typed.read_text() == "abc\n", "the letters")
+        await at.until(lambda: typed.exists() and typed.read_text() == "abcdef\n", "the letters")
 
     assert visit(scenario, tmp_path) == []
 

@@ -24,6 +24,8 @@ export class Tools {
     this.root.addEventListener("keydown", ({ key }) => {
       if (key === "Escape") this.#open(false);
     });
+    // A desktop takes every key, Tab too: without one of its own nobody gets here without a mouse.
+    find("desktop").addEventListener("keydown", (event) => this.#openByKey(event), { capture: true });
     // noVNC lets go of the keys that are held only when the whole window has lost the focus.
     find("desktop").addEventListener("focusout", () => dispatchEvent(new Event("blur")));
     document.addEventListener("fullscreenchange", () => this.#labelFullscreen());
@@ -61,6 +63,14 @@ export class Tools {
     this.grip.setAttribute("aria-expanded", String(open));
     if (open) this.panel.querySelector("button:not([hidden])")?.focus();
     else if (was && focus) this.rfb?.focus({ preventScroll: true });
+  }
+
+  #openByKey(event) {
+    const { code, ctrlKey, altKey, shiftKey } = event;
+    if (code !== "KeyT" || !ctrlKey || !altKey || !shiftKey || event.getModifierState("AltGraph")) return;
+    event.preventDefault();
+    event.stopPropagation();
+    this.#open(true);
   }
 
   async #toggleFullscreen() {
