@@ -6,8 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from playwright import async_api, sync_api
 
 from support.broken_site import BrokenSite, Prepared, prepare
+
+BROWSER_MILLISECONDS = 20_000
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _patience_with_browsers() -> None:
+    for api in (async_api, sync_api):
+        api.expect.set_options(timeout=BROWSER_MILLISECONDS)
 
 
 @pytest.fixture(scope="session")

@@ -74,6 +74,12 @@ def _light(picture: Image.Image) -> int:
     return sum(picture.convert("L").histogram()[230:])
 
 
+def _has_task_bar(picture: Image.Image) -> bool:
+    """Tell by its lowest lines: a desktop that nobody has drawn yet has one colour."""
+    low = picture.crop((0, picture.height - 10, *picture.size))
+    return len(low.getcolors(low.width * low.height) or ()) > 2
+
+
 SHEET = 50_000
 """Pixels of less than half of an xterm of 80 by 24."""
 RED_CELLS = 20_000
@@ -97,6 +103,8 @@ def test_what_is_typed_in_the_browser_is_in_the_home_and_in_the_screenshot(
     assert page.title() == "the first desktop"
     until(lambda: _screenshot(portal, session).size == (WINDOW["width"], WINDOW["height"]))
     until(lambda: portal.session(session)["NumOfConnections"] == 1)
+    # READY needs a window manager that answers; it takes keys once its task bar is there.
+    until(lambda: _has_task_bar(_screenshot(portal, session)))
 
     empty = _light(_screenshot(portal, session))
     page.locator("#desktop canvas").click(position={"x": 550, "y": 300})
