@@ -59,7 +59,7 @@ def play(site: DcvSite, story: Story, **settings: Any) -> None:
             await driver.close()
 
     asyncio.run(scene())
-    until(lambda: not site.calls_left(), 5)
+    until(lambda: not site.calls_left())
 
 
 async def becomes(driver: DcvDriver, *, well: bool) -> str | None:
@@ -471,19 +471,23 @@ class TestPolls:
             await asyncio.gather(*creations, return_exceptions=True)
 
         asyncio.run(story())
-        until(lambda: not site.calls_left(), 5)
+        until(lambda: not site.calls_left())
 
     def test_a_session_is_over_only_after_a_while(self, site: DcvSite) -> None:
         async def story(driver: DcvDriver, ends: Ends) -> None:
             await driver.start(session_spec())
             site.dcv("close-session", "s-1")
+            patch.setattr(sure, 3600.0)
             await driver._sessions.look()
             await driver._sessions.look()
             assert (ids(driver), ends) == (["s-1"], [])
+            patch.setattr(sure, 0.1)
             await soon(lambda: ends)
             assert ids(driver) == []
 
-        play(site, story, poll_seconds=0.5)
+        sure = "deskfleet.agent.drivers.dcv_sessions.SURE_SECONDS"
+        with pytest.MonkeyPatch.context() as patch:
+            play(site, story, poll_seconds=0.5)
 
 
 class TestWhatOthersCreated:

@@ -143,7 +143,12 @@ def test_an_error_that_nobody_foresaw_is_not_the_end(
     assert all(one.__dict__["session_id"] == "s-1" for one in caplog.records if one.exc_info)
 
 
-def test_an_end_that_broke_is_no_end(folder: Path, leader: Leader) -> None:
+def test_an_end_that_broke_is_no_end(
+    folder: Path, leader: Leader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What breaks does so at once, and what doesn't may take its time.
+    monkeypatch.setattr(xvnc, "_STOP_LIMIT_SECONDS", 20)
+
     async def scene() -> None:
         ends, driver = Ends(), xvnc_driver(folder)
         await driver.open(ends)
