@@ -164,7 +164,7 @@ class Visitor:
         self._token = api.connection_data(session_id, user)["ConnectionToken"]
         self._session_id = session_id
         self._trust = trust(api.target.ca_file)
-        self._http = httpx.Client(base_url=origin, verify=self._trust, trust_env=False)
+        self._http = httpx.Client(base_url=origin, verify=self._trust, trust_env=False, timeout=30)
         self._origin = origin
 
     def enters(self) -> bool:

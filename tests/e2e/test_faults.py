@@ -240,7 +240,7 @@ def impostor(fleet: Fleet) -> Iterator[ClientConnection]:
     identity = json.loads((fleet.site.folder / "near" / "identity.json").read_bytes())
     context = trust(fleet.site.ca_file)
     url = f"https://localhost:{fleet.site.agent_port()}"
-    with httpx.Client(verify=context, trust_env=False) as http:
+    with httpx.Client(verify=context, trust_env=False, timeout=30) as http:
         answer = http.post(
             f"{url}/oauth2/token?grant_type=client_credentials",
             auth=(identity["client_id"], identity["client_secret"]),

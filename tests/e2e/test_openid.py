@@ -56,7 +56,7 @@ class House:
         return self.site.url()
 
     def discovered(self, algorithm: str) -> Any:
-        with httpx.Client(verify=trust(self.ca_bundle), trust_env=False) as http:
+        with httpx.Client(verify=trust(self.ca_bundle), trust_env=False, timeout=30) as http:
             answer = http.get(self.providers[algorithm].issuer + DISCOVERY)
         assert answer.status_code == 200
         return answer.json()
@@ -204,14 +204,14 @@ def test_without_a_registration_its_tokens_open_nothing(
         try:
             until(
                 lambda: portal.post(f"{house.url}/describeServers", json={}).status_code == 401,
-                seconds=5,
+                seconds=20,
             )
             assert house.dcvsm(algorithm, client, "describe-servers").code == 253
         finally:
             house.register(algorithm)
         until(
             lambda: portal.post(f"{house.url}/describeServers", json={}).status_code == 200,
-            seconds=5,
+            seconds=20,
         )
 
 

@@ -155,10 +155,10 @@ def test_all_their_keys_start_a_broker_and_an_agent(site: Site) -> None:
     context = ssl.create_default_context(cafile=str(site.trust))
     url = f"https://localhost:{site.ports['gateway']}/health"
     with pytest.raises(httpx.TransportError):
-        httpx.get(url, verify=context)
+        httpx.get(url, verify=context, timeout=30)
     creds = site.folder / "resolver-creds"
     context.load_cert_chain(creds / "dcv_gateway_cert.pem", creds / "dcv_gateway_key.pem")
-    assert httpx.get(url, verify=context).status_code == 200
+    assert httpx.get(url, verify=context, timeout=30).status_code == 200
 
 
 def test_an_agent_that_has_nothing_but_its_file_is_that_of_a_dcv_server(site: Site) -> None:

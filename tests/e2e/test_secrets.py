@@ -145,7 +145,7 @@ class Run:
         self._entrance = link.partition("/?")[0]
         body = {"sessionId": self.session_id, "authToken": self._token}
         origin = {"Origin": self._entrance}
-        with httpx.Client(verify=False, trust_env=False) as browser:
+        with httpx.Client(verify=False, trust_env=False, timeout=30) as browser:
             assert browser.get(f"{self._entrance}/?authToken={self._token}").status_code == 200
             granted = browser.post(f"{self._entrance}/connect", json=body, headers=origin)
             assert granted.status_code == 204, granted.text
@@ -192,7 +192,11 @@ class Run:
             ("POST", f"{self._entrance}/connect", {"json": {"authToken": connection}}),
         ]
         with httpx.Client(
-            base_url=str(http.base_url), headers=http.headers, verify=False, trust_env=False
+            base_url=str(http.base_url),
+            headers=http.headers,
+            verify=False,
+            trust_env=False,
+            timeout=30,
         ) as clumsy:
             for method, url, request in tries:
                 answer = clumsy.request(method, url, **request)

@@ -303,7 +303,8 @@ def test_a_machine_without_ordinary_users_is_told_so(tmp_path: Path, told: str) 
 
 
 def _opens(link: str, broker: LiveBroker) -> bool:
-    return httpx.get(link, verify=trust(broker.ca_file), trust_env=False).status_code == 200
+    answer = httpx.get(link, verify=trust(broker.ca_file), trust_env=False, timeout=30)
+    return answer.status_code == 200
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("Xvnc") is None, reason="takes root and Xvnc")

@@ -548,7 +548,7 @@ class TestBesideARunningBroker:
             first = self.token(http, id, old).json()["access_token"]
             assert self.status(http, first) == 200
             assert broker_command(state, "unregister-api-client", "--client-id", id).code == 0
-            until(lambda: self.status(http, first) == 401, seconds=5)
+            until(lambda: self.status(http, first) == 401)
             assert self.token(http, id, old).status_code == 401
             assert broker_command(state, "activate-api-client", "--client-id", id).code == 0
             second = self.token(http, id, old).json()["access_token"]
@@ -556,7 +556,7 @@ class TestBesideARunningBroker:
             said = broker_command(state, "renew-api-client-password", "--client-id", id).out
             [(_, new)] = WIZARD.findall(said)
             assert self.token(http, id, old).status_code == 401
-            until(lambda: self.status(http, second) == 401, seconds=5)
+            until(lambda: self.status(http, second) == 401)
             third = self.token(http, id, new).json()["access_token"]
             kept = ("renew-api-client-password", "--client-id", id, "--keep-tokens")
             [(_, newest)] = WIZARD.findall(broker_command(state, *kept).out)
@@ -572,10 +572,10 @@ class TestBesideARunningBroker:
             until(lambda: broker.house.links.of(server.id))
             said = broker_command(state, "unregister-agent-client", "--client-id", server.id)
             assert said.out == f"agent client {server.id} unregistered\n"
-            until(lambda: broker.house.links.of(server.id) is None, seconds=5)
+            until(lambda: broker.house.links.of(server.id) is None)
             # Nothing is placed on it any more, without the grace of a link that is merely lost.
             fleet = broker.house.replica.fleet
-            until(lambda: not getattr(fleet.link(server.id), "up", True), seconds=5)
+            until(lambda: not getattr(fleet.link(server.id), "up", True))
             with broker.http(broker.doors.agent_port) as http:
                 assert self.token(http, *server._credentials).status_code == 401
                 broker_command(state, "activate-agent-client", "--client-id", server.id)

@@ -204,7 +204,7 @@ def test_the_link_is_opened_in_the_browser_without_being_its_argument(
     browser.write_text(
         f"#!{sys.executable}\n"
         "import sys, httpx\n"
-        "answer = httpx.get(sys.argv[1], trust_env=False)\n"
+        "answer = httpx.get(sys.argv[1], trust_env=False, timeout=30)\n"
         f"open({str(note)!r}, 'w').write(sys.argv[1] + ' ' + answer.headers['location'])\n"
     )
     browser.chmod(0o700)

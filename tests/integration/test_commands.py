@@ -61,7 +61,7 @@ def lives(pid: int) -> bool:
 def gone(noted: Path) -> None:
     pids = [int(pid) for pid in noted.read_text().split()]
     assert len(pids) == 2
-    until(lambda: not any(lives(pid) for pid in pids), 5)
+    until(lambda: not any(lives(pid) for pid in pids))
 
 
 def ended(program: str, *arguments: str, seconds: float = 20.0) -> commands.Answer:
@@ -110,7 +110,7 @@ def test_what_a_program_leaves_behind_neither_delays_its_answer_nor_outlives_it(
         answer = runner.run(commands.run([*PYTHON, ORPHANS, str(noted), *how], limit_seconds=60))
     assert (answer.code, answer.output) == (3, b"the last word\n")
     assert time.monotonic() - started < 20
-    until(lambda: not any(lives(int(pid)) for pid in noted.read_text().split()), 5)
+    until(lambda: not any(lives(int(pid)) for pid in noted.read_text().split()))
 
 
 @pytest.mark.parametrize("how", ["once", "twice"])
@@ -120,7 +120,7 @@ def test_what_has_left_its_group_does_not_survive_a_time_limit(how: str, tmp_pat
     with pytest.raises(Unavailable, match="did not answer"):
         ended(RUNAWAYS, str(noted), how, seconds=2.0)
     runaway = int(noted.read_text().split()[1])
-    until(lambda: not lives(runaway), 5)
+    until(lambda: not lives(runaway))
 
 
 def test_cancelling_leaves_nothing(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_cancelling_at_once_leaves_nothing() -> None:
             await running
 
     asyncio.run(story())
-    until(lambda: not children() - before, 5)
+    until(lambda: not children() - before)
 
 
 @pytest.mark.parametrize("output", ["stdout", "stderr"])

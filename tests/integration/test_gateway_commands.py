@@ -198,7 +198,7 @@ def test_all_of_it_beside_a_running_broker(shell: Shell) -> None:
         context = ssl.create_default_context(cafile=str(broker.doors.ca_file))
         context.load_cert_chain(made["certificate"], made["key"])
         url = f"https://localhost:{broker.doors.gateway_port}/resolveSession"
-        with httpx.Client(verify=context, trust_env=False) as gateway:
+        with httpx.Client(verify=context, trust_env=False, timeout=30) as gateway:
 
             def ask() -> httpx.Response:
                 return gateway.post(url, params={"sessionId": "s1", "transport": "HTTP"})

@@ -116,11 +116,11 @@ class TestTrustStore:
         with broker_of(tmp_path, self.text(store, "s3cret"), gateway_host="127.0.0.1") as broker:
             url = f"https://localhost:{broker.doors.gateway_port}/resolveSession?sessionId=x"
             with pytest.raises(httpx.TransportError):
-                httpx.post(url, verify=broker.context)
+                httpx.post(url, verify=broker.context, timeout=30)
             broker.context.load_cert_chain(
                 creds / "dcv_gateway_cert.pem", creds / "dcv_gateway_key.pem"
             )
-            answer = httpx.post(f"{url}&transport=HTTP", verify=broker.context)
+            answer = httpx.post(f"{url}&transport=HTTP", verify=broker.context, timeout=30)
             assert answer.status_code == 404
 
     def test_and_with_no_other(self, store: Path, tmp_path: Path) -> None:

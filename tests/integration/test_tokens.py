@@ -290,7 +290,7 @@ def test_two_real_brokers_on_one_file_agree(tmp_path: Path) -> None:
         forms = asyncio.run(_fresh_forms(BrokerSettings(state=site.broker_state), 12))
         doors = [
             stack.enter_context(
-                httpx.Client(base_url=site.agent_url(name), verify=trust(site.ca_file))
+                httpx.Client(base_url=site.agent_url(name), verify=trust(site.ca_file), timeout=30)
             )
             for name in ("one", "two", "one", "two")
         ]
