@@ -7,6 +7,7 @@ nothing; without it, no bytes of the text are ever sent to it.
 from __future__ import annotations
 
 import asyncio
+import secrets
 import struct
 import zlib
 from collections.abc import Iterator
@@ -21,7 +22,6 @@ from support.vnc import XDesktop, x_desktop
 
 ALL = rights_of(frozenset(Feature))
 HELLO = b"RFB 003.008\n\x01\x01"
-SECRET = "a secret of the desktop"
 CAPS, REQUEST, PEEK, NOTIFY, PROVIDE = (1 << bit for bit in range(24, 29))
 
 RAW_ONLY = struct.pack(">BxHi", 2, 1, 0)
@@ -79,21 +79,22 @@ def provided(body: bytes) -> str:
 async def leaks(desktop: XDesktop, rights: Rights, first: bytes, then: bytes) -> bool:
     reader, writer = await asyncio.open_unix_connection(desktop.socket)
     client = Client(reader, writer, RfbFilter(rights))
+    secret = f"a secret of the desktop, {secrets.token_hex(4)}"
     try:
         async with asyncio.timeout(20):
             await client.greet()
             client.say(first)
             await client.texts()
-            await asyncio.to_thread(desktop.own_clipboard, SECRET)
+            await asyncio.to_thread(desktop.own_clipboard, secret)
             client.say(then)
             # Whatever the server has asked the clipboard's owner for, it was asked before us.
-            assert await asyncio.to_thread(desktop.clipboard) == SECRET
+            assert await asyncio.to_thread(desktop.clipboard) == secret
             found = await client.texts() + await client.texts()
-            while rights.copy and not any(SECRET in text for text in found):
+            while rights.copy and not any(secret in text for text in found):
                 await asyncio.sleep(0.05)
                 client.say(then)
                 found += await client.texts()
-            return any(SECRET in text for text in found)
+            return any(secret in text for text in found)
     finally:
         writer.close()
         await writer.wait_closed()

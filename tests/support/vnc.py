@@ -47,8 +47,10 @@ class XDesktop:
     def own_clipboard(self, text: str) -> None:
         """Copy inside of the desktop; xclip stays in the background as the owner.
 
-        It becomes the owner only after its first process has ended, so this waits to see it.
+        It becomes the owner only after its first process has ended, so this waits to see it; a
+        text that is there already would show nothing.
         """
+        assert self.clipboard() != text
         subprocess.run(
             ["xclip", "-selection", "clipboard"],
             env=self.environment,
