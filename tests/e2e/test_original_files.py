@@ -18,6 +18,7 @@ from deskfleet.configuration.broker_keys import KEYS
 from deskfleet.gateway_certificates import make_gateway_files
 from deskfleet.system import SystemClock
 from support.dcv import DcvSite, dcv_folder
+from support.growing import whole_lines
 from support.original_files import AGENT_FILE, BROKER_FILE, Brought, with_values, write
 from support.programs import Portal, Program, answers, free_ports
 from support.sessions import program, session_owner
@@ -29,7 +30,7 @@ PASSWORD = "s3cret \\u00e4"
 
 
 def lines(file: Path) -> list[dict[str, Any]]:
-    found = [json.loads(line) for line in file.read_text().splitlines() if line.startswith("{")]
+    found = [json.loads(line) for line in whole_lines(file) if line.startswith("{")]
     return [dict(one) for one in found]
 
 

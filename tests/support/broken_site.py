@@ -24,6 +24,7 @@ import psutil
 from deskfleet.broker.main import access_only, own_pair
 from deskfleet.settings import BrokerSettings
 from support.fault_proxy import FaultProxy
+from support.growing import whole_lines
 from support.ledger import described
 from support.programs import Portal, Program, Site
 from support.waiting import until
@@ -111,7 +112,8 @@ class BrokenSite(Site):
         return found
 
     def logged(self, program: str, event: str) -> list[dict[str, Any]]:
-        lines = [json.loads(line) for line in self.log(program).splitlines() if line[:1] == "{"]
+        told = whole_lines(self.folder / f"{program}.log")
+        lines = [json.loads(line) for line in told if line[:1] == "{"]
         return [line for line in lines if line["event"] == event]
 
 

@@ -25,6 +25,7 @@ from deskfleet.agent.drivers.dcv_server import DcvServer
 from deskfleet.agent.drivers.owners import ROOT, OwnerPolicy
 from deskfleet.core.records import Type
 from deskfleet.system import SystemClock
+from support.growing import whole_lines
 
 BOTH = (Type.VIRTUAL, Type.CONSOLE)
 POLL_SECONDS = 0.3
@@ -107,8 +108,7 @@ class DcvSite:
 
     def _recorded(self) -> list[Any]:
         path = self.state / "calls"
-        lines = path.read_text().splitlines() if path.exists() else []
-        return [json.loads(line) for line in lines]
+        return [json.loads(line) for line in whole_lines(path)] if path.exists() else []
 
 
 def _group(process: psutil.Process) -> int | None:
