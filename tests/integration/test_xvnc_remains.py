@@ -223,14 +223,14 @@ def test_a_start_whose_leader_can_not_be_killed_fails_and_is_cleared_later(
     folder: Path, held: Path
 ) -> None:
     async def begun() -> XvncDriver:
-        driver = xvnc_driver(folder, owners=AtHome(os.geteuid(), home=held), start_limit_seconds=1)
+        driver = xvnc_driver(folder, owners=AtHome(os.geteuid(), home=held), start_limit_seconds=4)
         await driver.open(Ends())
         return driver
 
     async def scene() -> None:
         with holding_fast(held, ordinary_user("dfalice").pw_uid):
             driver = await begun()
-            with pytest.raises(StartFailed, match="within 1 seconds; parts of it can't be removed"):
+            with pytest.raises(StartFailed, match="within 4 seconds; parts of it can't be removed"):
                 await driver.start(session_spec())
             assert driver.running() == []
             for again in (

@@ -39,7 +39,7 @@ def run(main: Coroutine[Any, Any, T]) -> T:
         return runner.run(main)
 
 
-async def until(condition: Callable[[], bool], what: str, limit: float = 10.0) -> None:
+async def until(condition: Callable[[], bool], what: str, limit: float = 20.0) -> None:
     deadline = time.monotonic() + limit
     while not condition():
         assert time.monotonic() < deadline, f"waited too long for {what}"
