@@ -373,7 +373,7 @@ class TestLargePictures:
             asyncio.run(scenario(broker))
 
     def test_one_that_takes_longer_than_silence_may_last_ends_no_link(self, tmp_path: Path) -> None:
-        heartbeat = 1.0
+        heartbeat = 1.5
 
         async def scenario(broker: RunningBroker) -> None:
             with FaultProxy(broker.doors.agent_port) as proxy:
@@ -383,7 +383,9 @@ class TestLargePictures:
                     await asyncio.to_thread(
                         noise, BusyScreens.size, MOST_PIXELS, MOST_PIXELS, "png"
                     )
-                    proxy.up.bytes_per_second = 4 * MOST_BYTES / 3 / (2 * SILENT_BEATS * heartbeat)
+                    # Pings have half of what silence may last, on a line that is full.
+                    lasts = 1.4 * SILENT_BEATS * heartbeat
+                    proxy.up.bytes_per_second = 4 * MOST_BYTES / 3 / lasts
                     began = time.monotonic()
                     taken = await shot()
                     assert time.monotonic() - began > SILENT_BEATS * heartbeat
