@@ -1,13 +1,11 @@
 // One connection to a desktop, from the WebSocket's opening to its end.
 
-import RFB from "@novnc/novnc";
-import Deflator from "./node_modules/@novnc/novnc/core/deflator.js";
 import { askStanding } from "./admission.js";
+import { Desktop } from "./desktop.js";
 
 const QUIET = 15000;
 const CHECK = 5000;
 const RENEW = 30 * 60 * 1000;
-const TEXT = 1;
 
 // A page has one connection at most: the server lets a new one take the place of one that the
 // network has swallowed, even where no other seat is free.
@@ -18,46 +16,6 @@ function addressOf(sessionId) {
   address.protocol = "wss:";
   address.hash = "";
   return address;
-}
-
-// noVNC's deflator forgets what doesn't fit into its buffer any more when it has read all of a text:
-// the server hangs up on what it then gets. Here the buffer has room for everything.
-const deflate = Deflator.prototype.deflate;
-Deflator.prototype.deflate = function deflateWhole(data) {
-  this.chunkSize = data.length + (data.length >> 6) + 1024;
-  this.outputBuffer = new Uint8Array(this.chunkSize);
-  return deflate.call(this, data);
-};
-
-// What the page needs of noVNC, and noVNC keeps to itself.
-class Desktop extends RFB {
-  // Leaves fractions of pixels out, as desktops do. A window at 125 % has some, and would otherwise
-  // ask for its size again and again, since no desktop ever takes it.
-  _screenSize() {
-    const { w, h } = super._screenSize();
-    return { w: Math.floor(w), h: Math.floor(h) };
-  }
-
-  // Tells once, as "picture", that there is something to see: on a slow line long after "connect".
-  _framebufferUpdate() {
-    const whole = super._framebufferUpdate();
-    if (whole && this.drawn && !this.told) {
-      this.told = true;
-      this._display.flush().then(() => this.dispatchEvent(new CustomEvent("picture")));
-    }
-    return whole;
-  }
-
-  _handleDataRect() {
-    const whole = super._handleDataRect();
-    this.drawn ||= whole;
-    return whole;
-  }
-
-  // Asks for one pixel again, which a server answers however still its picture is.
-  nudge() {
-    RFB.messages.fbUpdateRequest(this._sock, false, 0, 0, 1, 1);
-  }
 }
 
 // A dead network closes no WebSocket by itself: when a desktop has been quiet for a while, nudge
@@ -102,16 +60,6 @@ function watch(sessionId, socket, nudge, giveUp) {
   };
 }
 
-// noVNC tells nobody when the server has said that its clipboard takes all of Unicode, and until
-// then sends Latin-1, with question marks for the rest.
-function whenClipboardIsAgreed(rfb, socket, then) {
-  socket.addEventListener("message", function heard() {
-    if (!rfb._clipboardServerCapabilitiesFormats[TEXT]) return;
-    socket.removeEventListener("message", heard);
-    then();
-  });
-}
-
 // Resolves when it is over, with the close code and whether a desktop was ever seen.
 export function connect(sessionId, about, view, tools) {
   return new Promise((resolve) => {
@@ -134,9 +82,7 @@ export function connect(sessionId, about, view, tools) {
       rfb.disconnect();
     });
 
-    rfb.addEventListener("connect", () => {
-      whenClipboardIsAgreed(rfb, socket, () => tools.shareClipboard(rfb, features));
-    });
+    rfb.addEventListener("clipboardagreed", () => tools.shareClipboard(rfb, features));
     rfb.addEventListener("picture", () => {
       if (socket.readyState !== WebSocket.OPEN) return;
       end.lived = true;
