@@ -23,11 +23,13 @@ import pytest
 from PIL import Image
 from Xlib.display import Display
 
+from deskfleet.agent.drivers.desktops import Desktop
 from deskfleet.agent.drivers.leader.children import descendants
 from deskfleet.agent.drivers.pictures import encode
 from deskfleet.agent.drivers.processes import identify
 from deskfleet.agent.drivers.rfb_picture import take_picture
 from deskfleet.agent.drivers.xvnc import XvncDriver
+from deskfleet.agent.drivers.xvnc_installation import XvncInstallation
 from deskfleet.agent.drivers.xvnc_record import SessionRecord
 from deskfleet.core.records import Type
 from deskfleet.errors import SetupFailed, StartFailed
@@ -195,6 +197,59 @@ def test_leaving_the_desktop_ends_the_session(folder: Path) -> None:
     ((session_id, reason),) = play(folder, story)
     assert session_id == "s-1"
     assert reason.startswith("the desktop ")
+
+
+LIKE_AN_ENVIRONMENT = """
+icewm &
+echo "$XDG_CONFIG_DIRS" >"$XDG_RUNTIME_DIR/dirs"
+until [ -e "$XDG_RUNTIME_DIR/leave" ]; do sleep 0.05; done
+exit 143
+"""
+
+
+def test_a_desktop_environment_finds_its_settings_and_can_log_out(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"autostart/locker.desktop": "Hidden=true\n", "lxde/of/ours": "ünlocked\n"}
+    argv = ("sh", "-c", LIKE_AN_ENVIRONMENT)
+    desktop = Desktop("LXDE", argv, config_dirs="/etc/xdg:/etc", config=settings)
+    monkeypatch.setattr(XvncInstallation, "desktop", lambda _: desktop)
+
+    async def story(driver: XvncDriver) -> None:
+        await driver.start(session_spec())
+        inside = Inside(folder)
+        await soon((inside.folder / "xdg/dirs").exists)
+        ours, *others = (inside.folder / "xdg/dirs").read_text().strip().split(":")
+        assert others == ["/etc/xdg", "/etc"]
+        assert {name: (Path(ours) / name).read_text() for name in settings} == settings
+        (inside.folder / "xdg/leave").touch()
+        await soon(lambda: not driver.running())
+
+    assert play(folder, story) == [("s-1", "the desktop was left")]
+
+
+LAST_BREATH = """
+trap 'xprop -root WM_NAME >/dev/null && echo yes >"$HOME/.X-was-there"; exit' TERM
+icewm &
+while :; do sleep 0.05; done
+"""
+
+
+def test_programs_still_have_their_display_when_they_are_asked_to_end(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desktop = Desktop("LXDE", ("bash", "-c", LAST_BREATH))
+    monkeypatch.setattr(XvncInstallation, "desktop", lambda _: desktop)
+    said = Path(pwd.getpwnam(session_owner()).pw_dir) / ".X-was-there"
+    said.unlink(missing_ok=True)
+
+    async def story(driver: XvncDriver) -> None:
+        await driver.start(session_spec())
+        await driver.stop("s-1")
+
+    play(folder, story)
+    assert said.read_text() == "yes\n"
+    said.unlink()
 
 
 LEECHES = """#!/bin/bash

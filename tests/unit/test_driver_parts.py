@@ -22,8 +22,11 @@ from PIL import Image
 
 from deskfleet.agent.drivers.cgroups import own_group
 from deskfleet.agent.drivers.dcv_files import DcvFiles, read_picture
-from deskfleet.agent.drivers.desktops import ICEWM, installed_desktop
-from deskfleet.agent.drivers.leader.display import COOKIE_NAME, cookie_file
+from deskfleet.agent.drivers.leader.display import (
+    COOKIE_NAME,
+    cookie_file,
+    remove_dead_ice_sockets,
+)
 from deskfleet.agent.drivers.pictures import encode, picture_format
 from deskfleet.agent.drivers.processes import end_tree, identify, marked, watch
 from deskfleet.agent.drivers.rfb_picture import take_picture
@@ -41,30 +44,27 @@ from deskfleet.system import SystemClock
 from support.waiting import until
 
 
-def everything_is_installed(program: str) -> str | None:
-    return f"/usr/bin/{program}"
-
-
-def test_a_desktop_environment_is_preferred_to_icewm(tmp_path: Path) -> None:
-    (tmp_path / "gnome.desktop").touch()
-    assert installed_desktop(tmp_path, everything_is_installed) == ICEWM
-    (tmp_path / "xfce.desktop").touch()
-    desktop = installed_desktop(tmp_path, everything_is_installed)
-    assert desktop is not None
-    assert desktop.argv == ("dbus-run-session", "--", "xfce4-session")
-
-
-def test_a_desktop_without_its_programs_is_none(tmp_path: Path) -> None:
-    (tmp_path / "mate.desktop").touch()
-    only_icewm = {"icewm": "/usr/bin/icewm"}
-    assert installed_desktop(tmp_path, only_icewm.get) == ICEWM
-    assert installed_desktop(tmp_path, {"mate-session": "x"}.get) is None
-
-
 def test_a_cookie_file_names_every_host_and_this_one() -> None:
     content = cookie_file(b"0123456789abcdef", "host", 7)
     cookie = struct.pack(">H", len(COOKIE_NAME)) + COOKIE_NAME + b"\0\x100123456789abcdef"
     assert content == b"\xff\xff\0\0\0\x017" + cookie + b"\x01\0\0\x04host\0\x017" + cookie
+
+
+def test_only_sockets_that_the_dead_have_left_are_removed(tmp_path: Path) -> None:
+    """A pid above the kernel's highest is nobody's."""
+    dead, alive, heard, other = (
+        tmp_path / name for name in ("4194999", str(os.getpid()), "4194998", "note")
+    )
+    with socket.socket(socket.AF_UNIX) as listener:
+        for path in (dead, alive):
+            with socket.socket(socket.AF_UNIX) as left:
+                left.bind(str(path))
+        listener.bind(str(heard))
+        listener.listen()
+        other.touch()
+        remove_dead_ice_sockets(str(tmp_path))
+        assert set(tmp_path.iterdir()) == {alive, heard, other}
+    remove_dead_ice_sockets(str(tmp_path / "missing"))
 
 
 MOUNTS = b"""\

@@ -8,9 +8,11 @@ start without systemd's user services; GNOME and the like are passed over.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+from deskfleet.agent.drivers.desktop_config import Which, config_of
 
 SESSION_ENTRIES = Path("/usr/share/xsessions")
 _OWN_BUS = ("dbus-run-session", "--")
@@ -48,6 +50,12 @@ class Desktop:
     argv: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
     settings: Settings | None = None
+    config_dirs: str = "/etc/xdg"
+    """Where its settings are, besides the home: XDG_CONFIG_DIRS, after `config`."""
+    config: Mapping[str, str] = field(default_factory=dict)
+    """Settings that it is given, by their place below a folder of XDG_CONFIG_DIRS."""
+    needs: tuple[str, ...] = ()
+    """Programs that it starts, and is none without, though it can be installed so."""
 
 
 ICEWM = Desktop(
@@ -71,20 +79,33 @@ def _environment_of(name: str) -> dict[str, str]:
     }
 
 
+_PLASMA = Desktop(
+    "KDE", (*_OWN_BUS, "startplasma-x11"), _environment_of("KDE"), needs=("kwin_x11",)
+)
 _KNOWN: tuple[tuple[str, Desktop], ...] = (
     ("xfce", Desktop("XFCE", (*_OWN_BUS, "xfce4-session"), _environment_of("XFCE"))),
     ("mate", Desktop("MATE", (*_OWN_BUS, "mate-session"), _environment_of("MATE"))),
-    ("lxqt", Desktop("LXQt", (*_OWN_BUS, "startlxqt"), _environment_of("LXQt"))),
+    (
+        "lxqt",
+        Desktop(
+            "LXQt",
+            (*_OWN_BUS, "startlxqt"),
+            _environment_of("LXQt"),
+            config_dirs="/etc:/etc/xdg:/usr/share",  # as startlxqt has it
+        ),
+    ),
     ("LXDE", Desktop("LXDE", (*_OWN_BUS, "startlxde"), _environment_of("LXDE"))),
+    ("plasma", _PLASMA),
+    ("plasmax11", _PLASMA),
 )
 
 
 def installed_desktop(
-    entries: Path = SESSION_ENTRIES, which: Callable[[str], str | None] = shutil.which
+    entries: Path = SESSION_ENTRIES, which: Which = shutil.which
 ) -> Desktop | None:
     """Return the desktop that sessions of this machine get, None where there is none."""
     for entry, desktop in _KNOWN:
-        programs = [word for word in desktop.argv if word != "--"]
+        programs = [*(word for word in desktop.argv if word != "--"), *desktop.needs]
         if (entries / f"{entry}.desktop").exists() and all(map(which, programs)):
-            return desktop
+            return replace(desktop, config=config_of(desktop.name, which))
     return ICEWM if which("icewm") else None

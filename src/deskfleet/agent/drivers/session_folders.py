@@ -32,6 +32,8 @@ from deskfleet.machine.posix_ways import open_place
 LONGEST_SOCKET_PATH = 107
 """What sun_path holds, without its terminator."""
 X_SOCKETS = Path("/tmp/.X11-unix")  # noqa: S108 - where every X client looks
+ICE_SOCKETS = X_SOCKETS.with_name(".ICE-unix")
+"""Where the session managers of XFCE and MATE listen to their programs."""
 X_LOCKS = X_SOCKETS.parent
 _X_LOCK = re.compile(r"\.(X[0-9]{1,4})-lock")
 _X_LOCK_DRAFT = re.compile(r"\.tX[0-9]{1,4}-([0-9]{1,10})")
@@ -156,15 +158,21 @@ class RuntimeFolders:
 
 
 def prepare_x_sockets() -> None:
-    """As root, make the folder of X sockets what it must be: root's, and sticky.
+    """As root, make the folders of X and ICE sockets what they must be: root's, and sticky.
 
-    The first X server would make it its owner's, who could then take the sockets of others.
+    The first server would make one its owner's, who could then take the sockets of others.
     """
     if os.geteuid() != 0:
         return
+    _prepare_sockets(X_SOCKETS)
+    with suppress(OSError):  # few desktops want it, and those do without
+        _prepare_sockets(ICE_SOCKETS)
+
+
+def _prepare_sockets(folder: Path) -> None:
     with suppress(FileExistsError):
-        X_SOCKETS.mkdir()
-    descriptor = os.open(X_SOCKETS, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        folder.mkdir()
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         os.fchown(descriptor, 0, 0)
         os.fchmod(descriptor, 0o1777)

@@ -119,6 +119,11 @@ def session_environment(
         "DCV_SESSION_ID": session_id,
         MARK: str(folder),
         **desktop.environment,
+        **(
+            {"XDG_CONFIG_DIRS": f"{folder / 'config'}:{desktop.config_dirs}"}
+            if desktop.config
+            else {}
+        ),
     }
 
 
@@ -149,6 +154,7 @@ def leader_order(
         "desktop_name": "the init file" if programs.init else "the desktop",
         "desktop": [str(programs.init)] if programs.init else list(desktop.argv),
         "answers": programs.init is None,
+        "config": dict(desktop.config),
         "settings": settings
         and {
             "file": settings.file,

@@ -1,9 +1,10 @@
 """The leader's X display: a number that is its own, and a cookie that guards it."""
 
 # Importing pathlib would cost every session 10 ms.
-# ruff: noqa: PTH108, PTH123
+# ruff: noqa: PTH108, PTH123, PTH208
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -12,6 +13,7 @@ from .children import lives
 from .ended import Ended
 
 X_SOCKETS = "/tmp/.X11-unix/X"  # noqa: S108 - where every X client looks
+ICE_SOCKETS = "/tmp/.ICE-unix"  # noqa: S108 - where session managers listen
 FIRST_DISPLAY, LAST_DISPLAY = 1, 9999
 FAMILY_LOCAL, FAMILY_WILD = 256, 65535
 COOKIE_NAME = b"MIT-MAGIC-COOKIE-1"
@@ -94,6 +96,31 @@ def remove_stale_lock(path: str) -> None:
             os.unlink(path)
     except (OSError, ValueError):
         return
+
+
+def remove_dead_ice_sockets(folder: str = ICE_SOCKETS) -> None:
+    """Remove the sockets of this user's session managers that are dead: their names are pids.
+
+    Some leave theirs, and a later one of another user's under the same pid could not listen.
+    """
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return
+    for name in filter(str.isdecimal, names):
+        path = f"{folder}/{name}"
+        try:
+            if os.lstat(path).st_uid == os.getuid() and not lives(int(name)) and _is_deaf(path):
+                os.unlink(path)
+        except OSError:
+            continue
+
+
+def _is_deaf(path: str) -> bool:
+    """Return whether nobody listens on a socket, in no container either."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.setblocking(False)
+        return client.connect_ex(path) == errno.ECONNREFUSED
 
 
 def lock_path(number: int) -> str:

@@ -11,7 +11,7 @@ session's folder says why a session that had been ready is over.
 """
 
 # Importing pathlib would cost every session 10 ms.
-# ruff: noqa: PTH102, PTH110, PTH118
+# ruff: noqa: PTH102, PTH103, PTH110, PTH118, PTH120
 from __future__ import annotations
 
 import json
@@ -24,7 +24,7 @@ import time
 from collections.abc import Iterable
 
 from .children import Output, any_child_left, become_subreaper, descendants, reaped, send
-from .display import Display, cookie_file
+from .display import Display, cookie_file, remove_dead_ice_sockets
 from .ended import Ended, Late
 from .x_client import XConnection
 
@@ -35,6 +35,8 @@ if TYPE_CHECKING:  # importing typing would cost every session 4 ms
 TERM_GRACE_SECONDS = 0.5
 NOTICE_SECONDS = 0.1
 KILL_LIMIT_SECONDS = 10.0
+LEFT_BY_SIGTERM = 128 + signal.SIGTERM
+"""What dbus-run-session says of LXDE, which logs out by sending itself SIGTERM."""
 AUTORUN_PATIENCE_SECONDS = 10.0
 """How long a program waits for a window manager where the owner's init file may start none."""
 
@@ -73,6 +75,7 @@ class Leader:
         self._end_everything()
         if self._display is not None:
             self._display.release()
+        remove_dead_ice_sockets()
         if ready:
             self._write_file("ended", why.encode())
         else:
@@ -106,6 +109,7 @@ class Leader:
     def _start(self) -> None:
         deadline = time.monotonic() + self._order["limit_seconds"]
         os.mkdir(os.path.join(self._folder, "xdg"), 0o700)
+        self._write_config()
         self._go_home()
         cookie = os.urandom(16)
         self._display = Display()
@@ -159,6 +163,12 @@ class Leader:
             except Late:
                 self._spawn("", self._order["autorun"], self._of_others)
         self.wait(None, None)
+
+    def _write_config(self) -> None:
+        for path, text in self._order["config"].items():
+            name = os.path.join("config", path)
+            os.makedirs(os.path.dirname(os.path.join(self._folder, name)), exist_ok=True)
+            self._write_file(name, text.encode())
 
     def _settings(self) -> list[str]:
         """Return the arguments that bring our settings to the desktop, none where the owner has
@@ -244,7 +254,7 @@ class Leader:
     def _obituary(self, pid: int, status: int) -> str:
         name = self._names[pid]
         code = os.waitstatus_to_exitcode(status)
-        if code == 0:
+        if code in {0, LEFT_BY_SIGTERM}:
             return f"{name} was left"
         how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
         output = self._of_x if pid == self._x else self._of_others
@@ -254,13 +264,17 @@ class Leader:
     def _end_everything(self) -> None:
         """End every descendant: ask, wait a little, then insist.
 
-        We are the reaper of all orphans below us, so having no child means that none is left.
+        X is asked last: programs that lose it leave behind what they would have removed. We are
+        the reaper of all orphans below us, so having no child means that none is left.
         """
         start = time.monotonic()
-        send(signal.SIGTERM, descendants(os.getpid()))
+        send(signal.SIGTERM, [pid for pid in descendants(os.getpid()) if pid != self._x])
         while any_child_left() and time.monotonic() < start + KILL_LIMIT_SECONDS:
+            left = descendants(os.getpid())
             if time.monotonic() > start + TERM_GRACE_SECONDS:
-                send(signal.SIGKILL, descendants(os.getpid()))
+                send(signal.SIGKILL, left)
+            elif left == [self._x]:
+                send(signal.SIGTERM, left)
             if self._woken in self._select([self._woken], 0.02):
                 os.read(self._woken, 4096)
 
