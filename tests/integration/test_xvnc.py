@@ -210,9 +210,14 @@ exit 143
 def test_a_desktop_environment_finds_its_settings_and_can_log_out(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = {"autostart/locker.desktop": "Hidden=true\n", "lxde/of/ours": "ünlocked\n"}
+    settings = {"autostart/locker.desktop": "Hidden=true\n", "of/ours": "ünlocked\n"}
     argv = ("sh", "-c", LIKE_AN_ENVIRONMENT)
-    desktop = Desktop("LXDE", argv, config_dirs="/etc/xdg:/etc", config=settings)
+    desktop = Desktop(
+        "LXDE",
+        argv,
+        config_dirs="/etc/xdg:/etc",
+        config={f"config/{name}": text for name, text in settings.items()},
+    )
     monkeypatch.setattr(XvncInstallation, "desktop", lambda _: desktop)
 
     async def story(driver: XvncDriver) -> None:

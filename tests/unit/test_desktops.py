@@ -38,7 +38,7 @@ def test_plasma_is_no_desktop_without_its_window_manager(tmp_path: Path) -> None
     desktop = installed_desktop(tmp_path, {**found, "kwin_x11": "kwin_x11"}.get)
     assert desktop is not None
     assert desktop.name == "KDE"
-    assert "systemdBoot=false" in desktop.config["startkderc"]
+    assert "systemdBoot=false" in desktop.config["config/startkderc"]
 
 
 @pytest.mark.parametrize("entry", ["xfce", "mate", "lxqt", "LXDE", "plasma", "plasmax11"])
@@ -48,15 +48,17 @@ def test_no_desktop_locks_its_owner_out(tmp_path: Path, entry: str) -> None:
     assert desktop is not None
     for name in ("light-locker", "xscreensaver", "lxpolkit", "lxqt-powermanagement"):
         parser = ConfigParser()
-        parser.read_string(desktop.config[f"autostart/{name}.desktop"])
+        parser.read_string(desktop.config[f"config/autostart/{name}.desktop"])
         assert parser["Desktop Entry"]["hidden"] == "true"
+    service = "xdg/dbus-1/services/org.mate.ScreenSaver.service"
+    assert "Exec=/bin/false" in desktop.config[service]
 
 
 def test_lxqt_need_not_ask_which_window_manager_to_start() -> None:
     only = {"xfwm4": "x", "icewm": "x"}
-    told = config_of("LXQt", only.get)["lxqt/session.conf"]
+    told = config_of("LXQt", only.get)["config/lxqt/session.conf"]
     assert told == "[General]\nwindow_manager=xfwm4\n"
-    assert "lxqt/session.conf" not in config_of("LXQt", {"mutter": "x"}.get)
+    assert "config/lxqt/session.conf" not in config_of("LXQt", {"mutter": "x"}.get)
 
 
 def test_lxde_keeps_the_machine_s_settings_but_for_what_it_starts(tmp_path: Path) -> None:
@@ -65,10 +67,12 @@ def test_lxde_keeps_the_machine_s_settings_but_for_what_it_starts(tmp_path: Path
     (folder / "desktop.conf").write_text("[Session]\npolkit/command=lxpolkit\n\n[GTK]\na=b\n")
     (folder / "autostart").write_text("@lxpanel --profile LXDE\n@xscreensaver -no-splash\n")
     config = config_of("LXDE", everything_is_installed, tmp_path)
-    assert config["lxsession/LXDE/desktop.conf"] == "[Session]\npolkit/command=\n\n[GTK]\na=b\n"
-    assert config["lxsession/LXDE/autostart"] == "@lxpanel --profile LXDE\n"
+    assert (
+        config["config/lxsession/LXDE/desktop.conf"] == "[Session]\npolkit/command=\n\n[GTK]\na=b\n"
+    )
+    assert config["config/lxsession/LXDE/autostart"] == "@lxpanel --profile LXDE\n"
 
 
 def test_lxde_of_another_make_is_left_to_itself(tmp_path: Path) -> None:
     config = config_of("LXDE", everything_is_installed, tmp_path)
-    assert not [name for name in config if name.startswith("lxsession")]
+    assert not [name for name in config if name.startswith("config/lxsession")]

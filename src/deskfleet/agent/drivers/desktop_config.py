@@ -1,8 +1,9 @@
-"""What desktop environments are told through XDG_CONFIG_DIRS, before the machine's own settings.
+"""What desktop environments are told before the machine's own settings.
 
 A session has no seat: no logind knows it, its owner may have no password, and it can neither
 sleep nor shut the machine down. So what locks the screen, asks for an administrator's password,
-watches the battery or offers updates is not started there. An owner's own files go before these.
+watches the battery or offers updates is not started there. An owner's own files go before these,
+but for what D-Bus starts.
 """
 
 from __future__ import annotations
@@ -11,6 +12,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 Which = Callable[[str], str | None]
+
+CONFIG = "config"
+"""Below a session's folder: the first of XDG_CONFIG_DIRS."""
+_SERVICES = "xdg/dbus-1/services"
+"""In XDG_RUNTIME_DIR: where a bus looks first for what it may start."""
 
 _LOCKERS = (
     "light-locker",
@@ -33,6 +39,10 @@ _NOT_STARTED = {
     f"autostart/{name}.desktop": "[Desktop Entry]\nType=Application\nHidden=true\n"
     for name in (*_LOCKERS, *_POLKIT_AGENTS, *_POWER, *_UPDATES)
 }
+_NOT_ACTIVATED = {
+    f"{_SERVICES}/{name}.service": f"[D-BUS Service]\nName={name}\nExec=/bin/false\n"
+    for name in ("org.mate.ScreenSaver", "org.xfce.ScreenSaver")
+}
 _KDE = {
     "startkderc": "[General]\nsystemdBoot=false\n",
     "kscreenlockerrc": "[Daemon]\nAutolock=false\nLockOnResume=false\n",
@@ -42,8 +52,9 @@ _LXQT_CHOICE = ("openbox", "xfwm4", "kwin_x11", "icewm")
 
 
 def config_of(name: str, which: Which, system: Path = Path("/etc/xdg")) -> Mapping[str, str]:
-    """Return the settings of a desktop environment: files by their place below the folder."""
-    return {**_NOT_STARTED, **_particular(name, which, system)}
+    """Return the settings of a desktop environment: files by their place in a session's folder."""
+    told = {**_NOT_STARTED, **_particular(name, which, system)}
+    return {**{f"{CONFIG}/{place}": text for place, text in told.items()}, **_NOT_ACTIVATED}
 
 
 def _particular(name: str, which: Which, system: Path) -> Mapping[str, str]:

@@ -51,9 +51,9 @@ class Desktop:
     environment: Mapping[str, str] = field(default_factory=dict)
     settings: Settings | None = None
     config_dirs: str = "/etc/xdg"
-    """Where its settings are, besides the home: XDG_CONFIG_DIRS, after `config`."""
+    """Where its settings are, besides the home: XDG_CONFIG_DIRS, after ours."""
     config: Mapping[str, str] = field(default_factory=dict)
-    """Settings that it is given, by their place below a folder of XDG_CONFIG_DIRS."""
+    """Settings that it is given: files by their place in a session's folder."""
     needs: tuple[str, ...] = ()
     """Programs that it starts, and is none without, though it can be installed so."""
 

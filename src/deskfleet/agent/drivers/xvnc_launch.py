@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
+from deskfleet.agent.drivers.desktop_config import CONFIG
 from deskfleet.agent.drivers.desktops import Desktop
 from deskfleet.agent.drivers.session_folders import RuntimeFolders
 from deskfleet.agent.drivers.xvnc_clearing import MARK
@@ -120,7 +121,7 @@ def session_environment(
         MARK: str(folder),
         **desktop.environment,
         **(
-            {"XDG_CONFIG_DIRS": f"{folder / 'config'}:{desktop.config_dirs}"}
+            {"XDG_CONFIG_DIRS": f"{folder / CONFIG}:{desktop.config_dirs}"}
             if desktop.config
             else {}
         ),

@@ -166,9 +166,8 @@ class Leader:
 
     def _write_config(self) -> None:
         for path, text in self._order["config"].items():
-            name = os.path.join("config", path)
-            os.makedirs(os.path.dirname(os.path.join(self._folder, name)), exist_ok=True)
-            self._write_file(name, text.encode())
+            os.makedirs(os.path.dirname(os.path.join(self._folder, path)), exist_ok=True)
+            self._write_file(path, text.encode())
 
     def _settings(self) -> list[str]:
         """Return the arguments that bring our settings to the desktop, none where the owner has
