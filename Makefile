@@ -4,7 +4,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup up test conformance dcv-check archive install-check bench torture lock clean
+.PHONY: help setup up test conformance dcv-check archive install-check desktops-check bench torture lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -45,6 +45,9 @@ archive: ## build what is taken to production machines: dist/deskfleet-VERSION.t
 install-check: ## prove installation and removal in a bare Debian under systemd (needs root and debootstrap)
 	@scripts/setup build
 	@scripts/install-check $(ARGS)
+
+desktops-check: ## try desktop environments in bare Debians (needs root and debootstrap; ARGS="xfce mate")
+	@scripts/desktops-check $(ARGS)
 
 bench: ## set up and measure
 	@scripts/setup test

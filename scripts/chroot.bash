@@ -1,4 +1,4 @@
-# What scripts/chroot-check and scripts/install-check share: a bare Debian in a folder, which reaches packages the way
+# What the checks in a chroot share: a bare Debian in a folder, which reaches packages the way
 # this machine does. To be sourced; SUITE and MIRROR choose the Debian (bookworm, and debootstrap's own mirror).
 # shellcheck shell=bash
 
@@ -40,6 +40,18 @@ copy_settings() {
         done
     done
     chroot "$dir" chown -R "$user": "/home/$user"
+}
+
+# copy_checkout DIR HOME USER AGAIN: what git would commit, tracked files and new ones that are not ignored, for a user;
+# what an earlier run set up there is kept where AGAIN is not empty.
+copy_checkout() {
+    local dir=$1 home=$2 user=$3 again=$4
+    if [[ -z $again ]]; then rm -rf --one-file-system "$dir$home/deskfleet"; fi
+    mkdir -p "$dir$home/deskfleet"
+    git ls-files -z --cached --others --exclude-standard |
+        while IFS= read -r -d '' file; do if [[ -e $file ]]; then printf '%s\0' "$file"; fi; done |
+        tar --create --null --files-from=- | tar --extract --no-same-owner -C "$dir$home/deskfleet"
+    chroot "$dir" chown -R "$user": "$home/deskfleet"
 }
 
 # The environment of a run: bare, but for what tells programs how to reach their packages.
