@@ -70,9 +70,7 @@ class Visit:
         await self.page.goto(self.at.link(SESSION, user))
 
     async def see(self, state: str) -> None:
-        """Wait for a state of the page; over a slow line a first picture takes its seconds."""
-        body = self.page.locator("body")
-        await expect(body).to_have_attribute("data-state", state, timeout=20_000)
+        await expect(self.page.locator("body")).to_have_attribute("data-state", state)
 
     async def until(self, condition: Callable[[], bool], what: str) -> None:
         """Wait for something on the desktop; X clients block, so they run beside the loop."""

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
@@ -86,6 +87,8 @@ _UNREACHABLE = Refused(503, "broker.unreachable", "Your link can't be checked ri
 _UNCHECKED = Refused(503, "groups.unknown", "Your rights can't be checked right now.")
 _BAD_REQUEST = Refused(400, "request.invalid", "The request is not valid.")
 _BAD_ORIGIN = Refused(403, "origin.foreign", "This request comes from another site.")
+
+_COOKIE: dict[str, Any] = {"path": "/", "secure": True, "httponly": True, "samesite": "strict"}
 
 
 class ConnectRequest(msgspec.Struct, rename="camel"):
@@ -202,7 +205,7 @@ class _Entrance:
         answer = Response(status_code=204)
         _set_cookie(answer, desktop.session_id, self._admissions.grant(desktop.session_id, user))
         for name in self._admissions.ended(request.cookies, self._is_here):
-            answer.delete_cookie(name, path="/", secure=True, httponly=True, samesite="strict")
+            answer.delete_cookie(name, **_COOKIE)
         return answer
 
     async def admission(self, request: Request) -> Response:
@@ -350,9 +353,7 @@ class _Entrance:
 
 
 def _set_cookie(answer: Response, session_id: str, admission: str) -> None:
-    answer.set_cookie(
-        cookie_name(session_id), admission, path="/", secure=True, httponly=True, samesite="strict"
-    )
+    answer.set_cookie(cookie_name(session_id), admission, **_COOKIE)
 
 
 def _address(connection: HTTPConnection) -> str:

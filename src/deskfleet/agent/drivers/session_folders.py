@@ -157,7 +157,7 @@ class RuntimeFolders:
         return remove_folder(self._sessions, key)
 
 
-def prepare_x_sockets() -> None:
+def prepare_socket_folders() -> None:
     """As root, make the folders of X and ICE sockets what they must be: root's, and sticky.
 
     The first server would make one its owner's, who could then take the sockets of others.

@@ -32,7 +32,7 @@ from deskfleet.agent.drivers.pictures import encode, picture_format
 from deskfleet.agent.drivers.processes import boot_id, identify, watch
 from deskfleet.agent.drivers.rfb_picture import take_picture
 from deskfleet.agent.drivers.runtime_hold import Hold
-from deskfleet.agent.drivers.session_folders import RuntimeFolders, prepare_x_sockets
+from deskfleet.agent.drivers.session_folders import RuntimeFolders, prepare_socket_folders
 from deskfleet.agent.drivers.xvnc_clearing import clear, group_name
 from deskfleet.agent.drivers.xvnc_installation import XvncInstallation
 from deskfleet.agent.drivers.xvnc_launch import (
@@ -208,7 +208,7 @@ class XvncDriver:
         self._hold = Hold(runtime, lambda: remove_other_copies(runtime))
         self._folders.make()
         try:
-            prepare_x_sockets()
+            prepare_socket_folders()
         except OSError as error:
             # Each start tries it again, and says so. What runs already is at home with it.
             log.warning("x-sockets.unusable", extra={"reason": error.strerror})
@@ -287,7 +287,7 @@ class XvncDriver:
         """
         record, owner = plan.record, plan.owner
         self._records.write(record)
-        prepare_x_sockets()
+        prepare_socket_folders()
         self._folders.make_session(record.key, owner.uid, owner.gid)
         spawned = spawn_leader(plan.interpreter, self._leader, owner, plan.environment)
         with spawned.order, ExitStack() as unless_ordered:
