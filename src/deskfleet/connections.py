@@ -62,6 +62,8 @@ class Http(HttpToolsProtocol):
     _timer: asyncio.TimerHandle | None = None
     _stalled: asyncio.TimerHandle | None = None
     _head_bytes = 0
+    _read_body_bytes = 0
+    """Of the last read: bytes of bodies, of the one that began before it as well."""
 
     @property
     def _seat(self) -> Seat:
@@ -81,12 +83,13 @@ class Http(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        self._read_body_bytes = 0
         super().data_received(data)
         if self._is_new:
             if self.transport.get_protocol() is not self:
                 self._end()
             self._set_limit()
-        self._head_bytes += len(data)
+        self._head_bytes += len(data) - self._read_body_bytes
         if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self.send_400_response("The head of the request is too large.")
 
@@ -102,7 +105,7 @@ class Http(HttpToolsProtocol):
             self.cycle.default_headers = [*self.cycle.default_headers, _ONLY_TLS]
 
     def on_body(self, body: bytes) -> None:
-        self._head_bytes -= len(body)
+        self._read_body_bytes += len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:

@@ -305,6 +305,24 @@ def test_trailers_have_an_end(tmp_path: Path) -> None:
 CLOSING = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 
 
+def test_the_end_of_a_body_is_not_the_next_head(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who has its answer before its body is sent goes on with the connection, as clients do."""
+    monkeypatch.setattr(connections, "MAX_HEAD_BYTES", 1000)
+
+    async def story(door: Door) -> None:
+        # One record of TLS, so one read: a body that ends, and a head that begins.
+        head = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 9009\r\n\r\nabc"
+        for path in (b"/read", b"/ignore"):
+            said = await door.say(head % path, b"x" * 9006 + CLOSING)
+            assert said.count(b"200 OK") == 2
+            said = await door.say(head % path, b"x" * 9006 + CLOSING[:-2], b"X: %b" % (b"y" * 2000))
+            assert said.endswith(b'{"error": "The head of the request is too large."}')
+
+    at(tmp_path, story)
+
+
 async def is_let_in(door: Door) -> bool:
     try:
         return b"200 OK" in await door.say(CLOSING)
