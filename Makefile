@@ -25,7 +25,7 @@ test: ## set up, check the sources, run the tests
 	.venv/bin/mypy --platform win32 --cache-dir .mypy_cache/win32 -m deskfleet.cli.main \
 	    -m deskfleet.cli.agent -m deskfleet.cli.agent_program -m deskfleet.agent.drivers.dcv
 	.venv/bin/lint-imports
-	.venv/bin/pytest $(ARGS)
+	.venv/bin/pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder $(ARGS)
 
 conformance: ## hold a broker to the documented API: its own, or URL=… CLIENT_ID=… CLIENT_PASSWORD_FILE=… CA=…
 	@scripts/setup test

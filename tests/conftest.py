@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from support.campaigns import Campaigns
 from support.programs import LiveBroker, up
-
-CAMPAIGNS = pytest.StashKey[Campaigns]()
 
 
 def pytest_configure() -> None:
@@ -27,37 +23,8 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Ask fuzzers last what came of them: they run meanwhile."""
-    items.sort(key=_is_fuzzer)
-
-
-def pytest_collection_finish(session: pytest.Session) -> None:
-    targets = [_target(item) for item in session.items if _is_fuzzer(item)]
-    if targets and not session.config.option.collectonly:
-        alone = len(targets) == len(session.items)
-        at_once = (os.cpu_count() or 1) if alone else 1
-        session.config.stash[CAMPAIGNS] = Campaigns(targets, at_once)
-
-
-def pytest_unconfigure(config: pytest.Config) -> None:
-    campaigns = config.stash.get(CAMPAIGNS, None)
-    if campaigns is not None:
-        campaigns.close()
-
-
-def _is_fuzzer(item: pytest.Item) -> bool:
-    return item.get_closest_marker("fuzz") is not None
-
-
-def _target(item: pytest.Item) -> str:
-    assert isinstance(item, pytest.Function)
-    return str(item.callspec.params["target"])
-
-
-@pytest.fixture
-def campaigns(request: pytest.FixtureRequest) -> Campaigns:
-    """Return the fuzzing campaigns of this run."""
-    return request.config.stash[CAMPAIGNS]
+    """Begin with what takes long, so that no worker is left with it when the others have ended."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
 @pytest.fixture(autouse=True)

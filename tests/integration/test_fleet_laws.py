@@ -60,6 +60,7 @@ def check_much_happened(happened: Counter[str]) -> None:
     assert happened["answers"] > happened["steps"] / 20, happened
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_the_laws_hold() -> None:
     happened: Counter[str] = Counter()

@@ -107,6 +107,7 @@ def schemathesis(tmp_path: Path, live_broker: LiveBroker) -> Schemathesis:
     return Schemathesis(tmp_path, live_broker)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_what_is_described_is_what_happens(schemathesis: Schemathesis) -> None:
     linked = copy.deepcopy(schemathesis.served)

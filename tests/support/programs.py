@@ -18,11 +18,13 @@ from typing import Any, Self
 
 import httpx
 
+from support import worker
 from support.waiting import until
 
 START_SECONDS = 60.0
-OURS = range(12_000, 32_768)
-"""Ports below those that Linux, if nobody sets it otherwise, gives to whoever asks for any."""
+OURS = range(12_000 + worker.INDEX, 32_768, worker.COUNT)
+"""Ports below those that Linux, if nobody sets it otherwise, gives to whoever asks for any; no
+other worker takes them."""
 
 
 class Program:

@@ -1,7 +1,8 @@
 """The accounts that tests run sessions as.
 
-As root, tests make ordinary users of their own, once, and use them again; as anybody else they
-run as themselves, and what needs a second user is skipped.
+As root, tests make ordinary users of their own, once, and use them again; workers that run tests
+side by side have different ones, as tests look for what their users leave behind. As anybody else
+they run as themselves, and what needs a second user is skipped.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import pwd
 import subprocess
 
 import pytest
+
+from support import worker
 
 
 def need_root(what_for: str) -> None:
@@ -23,9 +26,10 @@ def need_root(what_for: str) -> None:
 
 
 def ordinary_user(name: str) -> pwd.struct_passwd:
-    """Return an ordinary user to own sessions: `name`, or who runs the tests if that isn't root."""
+    """Return an ordinary user to own sessions: `name` and the worker's, or who runs the tests."""
     if os.geteuid() != 0:
         return pwd.getpwuid(os.geteuid())
+    name += worker.NAME
     try:
         return pwd.getpwnam(name)
     except KeyError:
