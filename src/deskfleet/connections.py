@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 from enum import Enum, auto
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
@@ -19,6 +19,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from deskfleet.gate import SEAT, Seat
 
 if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
     from uvicorn._types import ASGISendEvent
 
 MAX_HEAD_BYTES = 256 * 1024
@@ -29,6 +30,8 @@ BODY_SECONDS = 30.0
 IDLE_SECONDS = 30.0
 STALLED_SECONDS = 30.0
 """For a peer to take what fits into no buffer any more."""
+PIECE_BYTES = 32 * 1024
+"""Of an answer, in the buffers of a connection: all of it would have one limit for being taken."""
 _ONLY_TLS = (b"strict-transport-security", b"max-age=31536000")
 """For a year, browsers that have come once come by https alone."""
 
@@ -71,6 +74,7 @@ class Http(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(cast(asyncio.Transport, transport))
+        self.transport.set_write_buffer_limits(high=PIECE_BYTES)
         if transport.get_extra_info("peercert"):
             # The handshake has asked for a certificate, and checked it.
             self._seat.vouch()
@@ -192,3 +196,26 @@ class WebSocket(WebSocketsSansIOProtocol):
         if message["type"] == "websocket.http.response.body" and self.close_sent:
             # A refusal ends the handshake, too; uvicorn would log that the application never did.
             self.handshake_complete = True
+
+
+def in_pieces(app: Any) -> ASGIApp:
+    """Have the answers of an application sent piece by piece, each when there is space for it.
+
+    What is slow, and goes on reading, would otherwise run into the limits for who doesn't.
+    """
+
+    async def sending(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_in_pieces(message: Message) -> None:
+            body = message.get("body", b"")
+            if len(body) <= PIECE_BYTES:
+                await send(message)
+                return
+            for at in range(0, len(body), PIECE_BYTES):
+                piece = body[at : at + PIECE_BYTES]
+                await send({**message, "body": piece, "more_body": True})
+            # The end, too, waits for space: nobody hangs up before.
+            await send({**message, "body": b""})
+
+        await app(scope, receive, send_in_pieces if scope["type"] == "http" else send)
+
+    return sending

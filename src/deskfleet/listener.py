@@ -17,7 +17,7 @@ from typing import Any
 
 import uvicorn
 
-from deskfleet.connections import IDLE_SECONDS, Http, WebSocket
+from deskfleet.connections import IDLE_SECONDS, Http, WebSocket, in_pieces
 from deskfleet.errors import SetupFailed
 from deskfleet.gate import MOST_CONNECTIONS, SEAT, Gate, Seat
 from deskfleet.machine import here
@@ -164,7 +164,7 @@ async def listening(
     no seat at the gate is hung up on; several listeners may share one.
     """
     config = uvicorn.Config(
-        app,
+        in_pieces(app),
         access_log=False,
         log_config=None,
         log_level="warning",

@@ -127,6 +127,7 @@ async def opened(folder: Path, **limits: int) -> AsyncIterator[Door]:
     app, gate = App(), Gate(**limits)
     context = server_context(certificate, certificate)
     with closing(bind("127.0.0.1", 0, "tests")) as bound:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, NARROW)
         async with listening(app.app, bound, context, gate=gate):
             trust = ssl.create_default_context(cafile=str(certificate))
             yield Door(app, port_of(bound), trust, gate)
@@ -425,3 +426,37 @@ def test_there_are_so_many_seats_and_no_more(tmp_path: Path) -> None:
             writer.transport.abort()
 
     at(tmp_path, story, most=4)
+
+
+NARROW = 64 * 1024
+"""What little a kernel keeps of an answer for a client that is slow."""
+
+
+@pytest.mark.parametrize("last", [b"", b"Connection: close\r\n"])
+def test_an_answer_takes_what_it_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: bytes
+) -> None:
+    """No limit of the whole is shorter than what a slow client needs that goes on reading."""
+    limit, size = 0.5, 5_000_000
+    for name in ("IDLE_SECONDS", "STALLED_SECONDS"):
+        monkeypatch.setattr(connections, name, limit)
+    monkeypatch.setattr(listener, "GOODBYE_SECONDS", limit)
+
+    async def story(door: Door) -> None:
+        def read_slowly() -> tuple[int, float]:
+            bare = socket.socket()
+            bare.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, NARROW)
+            bare.connect(("127.0.0.1", door.port))
+            began, got = time.monotonic(), 0
+            with door.context.wrap_socket(bare, server_hostname="localhost") as client:
+                client.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\n%b\r\n" % last)
+                while got < size and (part := client.recv(NARROW)):
+                    got += len(part)
+                    time.sleep(len(part) / size * 4 * limit)
+            return got, time.monotonic() - began
+
+        got, took = await asyncio.to_thread(read_slowly)
+        assert got >= size
+        assert took > 3 * limit
+
+    at(tmp_path, story)
