@@ -187,6 +187,20 @@ def _names_this_machine(headers: list[tuple[bytes, bytes]]) -> bool:
 class WebSocket(WebSocketsSansIOProtocol):
     """What a connection goes on as when it asks for a WebSocket."""
 
+    _heard_at = 0.0
+
+    def data_received(self, data: bytes) -> None:
+        self._heard_at = self.loop.time()
+        super().data_received(data)
+
+    def keepalive_timeout(self) -> None:
+        """Hang up where nothing has come for as long as a pong may take: it may stand in line."""
+        left = self._heard_at + (self.ping_timeout or 0.0) - self.loop.time()
+        if left > 0:
+            self.pong_timer = self.loop.call_later(left, self.keepalive_timeout)
+        else:
+            super().keepalive_timeout()
+
     def connection_lost(self, exc: Exception | None) -> None:
         cast(Seat, self.app_state[SEAT]).leave()
         super().connection_lost(exc)

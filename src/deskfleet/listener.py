@@ -29,6 +29,8 @@ BACKLOG = 2048
 GRACE_SECONDS = 3
 """For requests that run when a listener ends; sockets that stay open don't hold it up longer."""
 MAX_WEBSOCKET_BYTES = 4 * 1024 * 1024
+PING_SECONDS = 20.0
+"""How often it is seen whether somebody is still at a WebSocket, and how long nothing may come."""
 HANDSHAKE_SECONDS = 10.0
 GOODBYE_SECONDS = 5.0
 """For a peer to hang up its side of TLS, and to take what is still to be sent."""
@@ -175,8 +177,8 @@ async def listening(
         ws=WebSocket,
         ws_max_size=max_message_bytes,
         ws_per_message_deflate=False,
-        ws_ping_interval=20.0,
-        ws_ping_timeout=20.0,
+        ws_ping_interval=PING_SECONDS,
+        ws_ping_timeout=PING_SECONDS,
         timeout_keep_alive=int(IDLE_SECONDS),
         timeout_graceful_shutdown=GRACE_SECONDS,
         ssl_context_factory=lambda _config, _default: context,

@@ -460,3 +460,26 @@ def test_an_answer_takes_what_it_takes(
         assert took > 3 * limit
 
     at(tmp_path, story)
+
+
+def test_who_sends_is_there_also_where_its_pong_is_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a slow line a pong stands in line behind a long message."""
+    monkeypatch.setattr(listener, "PING_SECONDS", SHORT)
+
+    async def story(door: Door) -> None:
+        reader, writer = await door.connect()
+        writer.write(UPGRADE)
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"\x81\xc0\0\0\0\0")
+        for _ in range(64):
+            writer.write(b"x")
+            await asyncio.sleep(SHORT / 8)
+        said = await asyncio.wait_for(reader.readuntil(b"\x81\x40" + b"x" * 64), LONG)
+        assert said.count(b"\x89\x04") == 1
+        # Whoever says nothing any more is found out all the same.
+        await asyncio.wait_for(reader.read(), LONG)
+        writer.transport.abort()
+
+    at(tmp_path, story)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import functools
 import io
@@ -30,7 +31,7 @@ from deskfleet.agent.identity import Identity
 from deskfleet.agent.journal import Journal
 from deskfleet.agent.journal_file import JournalFile
 from deskfleet.agent.loop import Loop
-from deskfleet.agent.uplink import SCREENSHOTS_AT_ONCE, Uplink
+from deskfleet.agent.uplink import PING_BEATS, SCREENSHOTS_AT_ONCE, Uplink
 from deskfleet.broker.service import screenshots
 from deskfleet.broker.service.admission import Admission
 from deskfleet.broker.service.links import BUSY_SECONDS, Links
@@ -394,6 +395,31 @@ class TestLargePictures:
 
         with running_broker(tmp_path / "state", agent_heartbeat_seconds=heartbeat) as broker:
             asyncio.run(scenario(broker))
+
+
+def test_a_set_that_takes_longer_than_a_pong_may_ends_no_link(tmp_path: Path) -> None:
+    """On a slow line pongs stand in line behind it."""
+    heartbeat, lasts = 0.6, 3.0
+    text = b"[permissions]\n%owner% allow builtin\n" + (b"#" + b"x" * 900 + b"\n") * 60
+    file = base64.b64encode(text).decode()
+    requests = [a_request(name=f"desk {number}", permissions_file=file) for number in range(4)]
+
+    async def scenario(broker: RunningBroker) -> None:
+        with FaultProxy(broker.doors.agent_port) as proxy:
+            agent = LinkedAgent(broker, tmp_path, proxy.url)
+            async with agent.running():
+                link = broker.house.links.of(agent.id)
+                proxy.down.bytes_per_second = len(requests) * len(file) / lasts
+                began = time.monotonic()
+                created = broker.call(broker.house.sessions.create(requests))
+                sessions = [one.id for one in created if isinstance(one, Session)]
+                assert len(sessions) == len(requests)
+                await soon(lambda: all(agent.loop.spec(id) for id in sessions))
+                assert time.monotonic() - began > 2 * PING_BEATS * heartbeat
+                assert broker.house.links.of(agent.id) is link
+
+    with running_broker(tmp_path / "state", agent_heartbeat_seconds=heartbeat) as broker:
+        asyncio.run(scenario(broker))
 
 
 def test_a_store_that_stands_still_ends_no_link(tmp_path: Path) -> None:

@@ -72,6 +72,16 @@ async def first_end(*steps: Coroutine[Any, Any, None]) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+class _Socket(ClientConnection):
+    """Knows when anything came last, by its event loop's time."""
+
+    heard_at = 0.0
+
+    def data_received(self, data: bytes) -> None:
+        self.heard_at = self.loop.time()
+        super().data_received(data)
+
+
 class FactsReader(Protocol):
     def __call__(self) -> Awaitable[Facts]: ...
 
@@ -152,7 +162,9 @@ class Uplink:
             close_timeout=CLOSE_SECONDS,
             ping_interval=None,
             proxy=None,
+            create_connection=_Socket,
         ) as socket:
+            assert isinstance(socket, _Socket)
             link = AgentLink(self._clock.monotonic())
             refusal = await self._greet(socket, link)
             if refusal is not None:
@@ -240,16 +252,21 @@ class Uplink:
             return False
         return even_load or (self._told is not None and not differ_in_load_only(self._told, facts))
 
-    async def _watch(self, socket: ClientConnection, link: AgentLink) -> None:
-        """See that the broker is there, at the pace that it set itself."""
+    async def _watch(self, socket: _Socket, link: AgentLink) -> None:
+        """See that the broker is there, at the pace that it set itself.
+
+        Whatever comes tells so: a pong may stand in line behind a long set.
+        """
         limit = PING_BEATS * link.heartbeat_seconds
         while True:
             try:
                 async with asyncio.timeout(limit):
                     await (await socket.ping())
             except TimeoutError as error:
-                raise Unavailable("the broker is silent") from error
-            await asyncio.sleep(limit)
+                if socket.loop.time() - socket.heard_at > limit:
+                    raise Unavailable("the broker is silent") from error
+            else:
+                await asyncio.sleep(limit)
 
     async def _shoot(self, socket: ClientConnection, wish: TakeScreenshot) -> None:
         """Take a screenshot and send it, unless nobody waits for it any more."""
