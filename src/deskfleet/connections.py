@@ -23,8 +23,11 @@ if TYPE_CHECKING:
     from uvicorn._types import ASGISendEvent
 
 MAX_HEAD_BYTES = 256 * 1024
-"""Of all of a request but its body: head, trailers, sizes of chunks. Counted in whole reads, which
-may hold more than that."""
+"""Of all of a request but its body: head, trailers, what chunks say beyond their sizes. Counted in
+whole reads, which may hold more than that."""
+CHUNK_BYTES = 5
+"""A digit and two ends of lines. So much comes with each chunk, and some clients send words, one a
+chunk."""
 HEAD_SECONDS = 10.0
 BODY_SECONDS = 30.0
 IDLE_SECONDS = 30.0
@@ -107,6 +110,9 @@ class Http(HttpToolsProtocol):
         super().on_headers_complete()
         if self.cycle is not None and not _names_this_machine(self.headers):
             self.cycle.default_headers = [*self.cycle.default_headers, _ONLY_TLS]
+
+    def on_chunk_header(self) -> None:
+        self._read_body_bytes += CHUNK_BYTES
 
     def on_body(self, body: bytes) -> None:
         self._read_body_bytes += len(body)

@@ -483,3 +483,18 @@ def test_who_sends_is_there_also_where_its_pong_is_late(
         writer.transport.abort()
 
     at(tmp_path, story)
+
+
+def test_a_body_may_come_in_crumbs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "MAX_HEAD_BYTES", 1000)
+
+    async def story(door: Door) -> None:
+        crumb = b"1\r\nx\r\n"
+        said = await door.say(CHUNKED % b"/read", *[crumb * 100] * 20, b"0\r\n\r\n" + CLOSING)
+        assert b"\r\n\r\n2003HTTP" in said
+        # What else a chunk may bring is counted, and nothing is gained by crumbs.
+        extended = b"1;x=%b\r\nx\r\n" % (b"y" * 100)
+        said = await door.say(CHUNKED % b"/read", crumb * 1000, *[extended] * 20)
+        assert said.endswith(b'{"error": "The head of the request is too large."}')
+
+    at(tmp_path, story)
