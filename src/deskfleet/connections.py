@@ -46,6 +46,8 @@ class _Stretch(Enum):
     HEAD = auto()
     BODY = auto()
     ANSWER = auto()
+    LAST = auto()
+    """An answer, and after it a refusal of what followed its request."""
     NEXT = auto()
     NOTHING = auto()
 
@@ -70,6 +72,8 @@ class Http(HttpToolsProtocol):
     _head_bytes = 0
     _read_body_bytes = 0
     """Of the last read: bytes of bodies, of the one that began before it as well."""
+    _refusal = ""
+    """Of what followed a request, to be said after its answer."""
 
     @property
     def _seat(self) -> Seat:
@@ -90,15 +94,17 @@ class Http(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._stretch is _Stretch.LAST:
+            return
         self._read_body_bytes = 0
         super().data_received(data)
+        self._head_bytes += len(data) - self._read_body_bytes
+        if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+            self.send_400_response("The head of the request is too large.")
         if self._is_new:
             if self.transport.get_protocol() is not self:
                 self._end()
             self._set_limit()
-        self._head_bytes += len(data) - self._read_body_bytes
-        if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
-            self.send_400_response("The head of the request is too large.")
 
     def on_message_begin(self) -> None:
         self._begin(_Stretch.HEAD)
@@ -106,8 +112,8 @@ class Http(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        self._begin(_Stretch.BODY)
         super().on_headers_complete()
+        self._begin(_Stretch.BODY)
         if self.cycle is not None and not _names_this_machine(self.headers):
             self.cycle.default_headers = [*self.cycle.default_headers, _ONLY_TLS]
 
@@ -125,10 +131,14 @@ class Http(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        if not self.cycle.response_complete or self.transport.is_closing():
+            return
         # Of a request whose body is still on its way, the body's limit holds.
-        if self._stretch is _Stretch.ANSWER and self.cycle.response_complete:
+        if self._stretch is _Stretch.ANSWER:
             self._begin(_Stretch.NEXT)
             self._set_limit()
+        elif self._stretch is _Stretch.LAST:
+            self.send_400_response(self._refusal)
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -163,19 +173,24 @@ class Http(HttpToolsProtocol):
             self._timer = self.loop.call_later(seconds, late)
 
     def _refuse_late(self) -> None:
-        """Say what is wrong to who withholds a body, unless the answer has begun already."""
-        if self.cycle is not None and self.cycle.response_started:
-            self.transport.close()
-        else:
-            self.send_400_response(f"The body did not arrive within {BODY_SECONDS:g} s.")
+        self.send_400_response(f"The body did not arrive within {BODY_SECONDS:g} s.")
 
     def send_400_response(self, msg: str) -> None:
-        """Say no as the doors do, and hang up."""
-        body = json.dumps({"error": msg}).encode()
-        self.transport.write(
-            b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\n"
-            b"content-length: %d\r\nconnection: close\r\n\r\n%b" % (len(body), body)
-        )
+        """Say no as the doors do, and hang up.
+
+        What came whole before has its answer first, and nothing is said in the middle of one.
+        """
+        in_body, cycle = self._stretch is _Stretch.BODY, self.cycle
+        if not in_body and cycle is not None and not cycle.response_complete:
+            self._refusal = msg
+            self._begin(_Stretch.LAST)
+            return
+        if not (in_body and cycle is not None and (cycle.response_started or self.pipeline)):
+            body = json.dumps({"error": msg}).encode()
+            self.transport.write(
+                b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\n"
+                b"content-length: %d\r\nconnection: close\r\n\r\n%b" % (len(body), body)
+            )
         self.transport.close()
 
 

@@ -498,3 +498,43 @@ def test_a_body_may_come_in_crumbs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert said.endswith(b'{"error": "The head of the request is too large."}')
 
     at(tmp_path, story)
+
+
+SLOW = GET.replace(b"/", b"/slow", 1)
+
+
+@pytest.mark.parametrize(
+    "wrong", [b"no HTTP\r\n\r\n", b"GET / HTTP/1.1\r\nX: " + b"x" * 2000, b"GET  HTTP/1.1\r\n\r\n"]
+)
+def test_no_refusal_stands_in_for_the_answer_to_another_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: bytes
+) -> None:
+    """Who was told no to something that is done would ask for it once more."""
+    monkeypatch.setattr(connections, "MAX_HEAD_BYTES", 1000)
+
+    async def story(door: Door) -> None:
+        reader, writer = await door.connect()
+        writer.write(SLOW + wrong)
+        await asyncio.sleep(0)
+        writer.write(b"and more")
+        answer = asyncio.create_task(reader.read())
+        await asyncio.wait([answer], timeout=SHORT)
+        door.app.go_on.set()
+        said = await asyncio.wait_for(answer, LONG)
+        assert [part[:3] for part in said.split(b"HTTP/1.1 ")] == [b"", b"200", b"400"]
+        writer.transport.abort()
+
+    at(tmp_path, story)
+
+
+def test_a_late_body_interrupts_no_other_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "BODY_SECONDS", SHORT)
+
+    async def story(door: Door) -> None:
+        # The first answer has not come by then.
+        assert await door.say(SLOW + HEAD % b"/read") == b""
+        door.app.go_on.set()
+
+    at(tmp_path, story)
