@@ -74,6 +74,8 @@ class Http(HttpToolsProtocol):
     """Of the last read: bytes of bodies, of the one that began before it as well."""
     _refusal = ""
     """Of what followed a request, to be said after its answer."""
+    _would_be_kept = False
+    """Whether the connection goes on once a body begins that is waited for with `Expect`."""
 
     @property
     def _seat(self) -> Seat:
@@ -116,15 +118,20 @@ class Http(HttpToolsProtocol):
         self._begin(_Stretch.BODY)
         if self.cycle is not None and not _names_this_machine(self.headers):
             self.cycle.default_headers = [*self.cycle.default_headers, _ONLY_TLS]
+        if self.cycle is not None and self.expect_100_continue:
+            # Who is answered first may keep the body: what came next would be taken for it.
+            self._would_be_kept, self.cycle.keep_alive = self.cycle.keep_alive, False
 
     def on_chunk_header(self) -> None:
         self._read_body_bytes += CHUNK_BYTES
 
     def on_body(self, body: bytes) -> None:
         self._read_body_bytes += len(body)
+        self._keep()
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        self._keep()
         super().on_message_complete()
         is_answered = self.cycle is not None and self.cycle.response_complete
         self._begin(_Stretch.NEXT if is_answered else _Stretch.ANSWER)
@@ -158,6 +165,10 @@ class Http(HttpToolsProtocol):
         if self._stalled is not None:
             self._stalled.cancel()
             self._stalled = None
+
+    def _keep(self) -> None:
+        if self._would_be_kept:
+            self._would_be_kept, self.cycle.keep_alive = False, True
 
     def _begin(self, stretch: _Stretch) -> None:
         self._stretch, self._is_new = stretch, True

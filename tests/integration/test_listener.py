@@ -538,3 +538,19 @@ def test_a_late_body_interrupts_no_other_answer(
         door.app.go_on.set()
 
     at(tmp_path, story)
+
+
+def test_who_asks_before_it_sends_a_body_may_keep_it(tmp_path: Path) -> None:
+    """Told no, some clients don't send it, and use the connection again if they may."""
+    asking = b"POST %s HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n"
+
+    async def story(door: Door) -> None:
+        said = await door.say(asking % b"/ignore")
+        assert said.startswith(b"HTTP/1.1 200 ")
+        assert b"\r\nconnection: close\r\n" in said
+        # Who has begun to send it, or was told to, has used the connection up for nothing else.
+        for path in (b"/ignore", b"/read"):
+            said = await door.say(asking % path + b"abc", b"abcabc" + CLOSING)
+            assert said.count(b"HTTP/1.1 200 ") == 2
+
+    at(tmp_path, story)
