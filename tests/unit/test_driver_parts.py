@@ -27,6 +27,7 @@ from deskfleet.agent.drivers.leader.display import (
     cookie_file,
     remove_dead_ice_sockets,
 )
+from deskfleet.agent.drivers.leader.session import Leader
 from deskfleet.agent.drivers.pictures import encode, picture_format
 from deskfleet.agent.drivers.processes import end_tree, identify, marked, watch
 from deskfleet.agent.drivers.rfb_picture import take_picture
@@ -153,6 +154,19 @@ def no_more_files(but: int = 0) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_what_a_leader_writes_is_whole_or_has_failed(tmp_path: Path) -> None:
+    """A disk that has room for a part of it takes that part, and says nothing."""
+    leader = Leader.__new__(Leader)
+    leader._folder = str(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            leader._write_file("config", bytes(1001))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_draft_that_became_no_record_is_found_and_removed(tmp_path: Path) -> None:

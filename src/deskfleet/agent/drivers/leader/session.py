@@ -218,7 +218,8 @@ class Leader:
         path = os.path.join(self._folder, name)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         try:
-            os.write(descriptor, content)
+            while content:
+                content = content[os.write(descriptor, content) :]
         finally:
             os.close(descriptor)
         return path
