@@ -49,17 +49,17 @@ class TestClients:
             access, clients = house.access, clients_of(house)
             given = await access.register_api_client("portal")
             id, password = given.client_id, given.client_password
-            old = await access.api_token(id, password, life=LIFE)
+            old = access.api_token(id, password, life=LIFE)
             assert access.api_client(old).id == id
             await clients.deactivate(ApiClient, id)
             with pytest.raises(InvalidToken, match="not active"):
                 access.api_client(old)
             with pytest.raises(Unauthenticated):
-                await access.api_token(id, password, life=LIFE)
+                access.api_token(id, password, life=LIFE)
             await clients.activate(ApiClient, id)
             with pytest.raises(InvalidToken, match="revoked"):
                 access.api_client(old)
-            assert access.api_client(await access.api_token(id, password, life=LIFE)).active
+            assert access.api_client(access.api_token(id, password, life=LIFE)).active
 
         run(scenario)
 
@@ -80,18 +80,18 @@ class TestClients:
         async def scenario(house: TestHouse) -> None:
             access, clients = house.access, clients_of(house)
             given = await access.register_api_client("portal")
-            token = await access.api_token(given.client_id, given.client_password, life=LIFE)
+            token = access.api_token(given.client_id, given.client_password, life=LIFE)
             fresh = await clients.renew_password(given.client_id, keep_tokens=keep_tokens)
             assert fresh.client_id == given.client_id
             assert fresh.client_password != given.client_password
             with pytest.raises(Unauthenticated):
-                await access.api_token(given.client_id, given.client_password, life=LIFE)
+                access.api_token(given.client_id, given.client_password, life=LIFE)
             if keep_tokens:
                 assert access.api_client(token).id == given.client_id
             else:
                 with pytest.raises(InvalidToken, match="revoked"):
                     access.api_client(token)
-            again = await access.api_token(fresh.client_id, fresh.client_password, life=LIFE)
+            again = access.api_token(fresh.client_id, fresh.client_password, life=LIFE)
             assert access.api_client(again).id == given.client_id
 
         run(scenario)

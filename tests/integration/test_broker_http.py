@@ -13,9 +13,12 @@ import gzip
 import hmac
 import json
 import logging
+import threading
 import time
 import urllib.parse
+from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -32,6 +35,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from deskfleet import connections, listener
 from deskfleet.agent.broker_door import BrokerDoor
 from deskfleet.broker.service.access import Audience
+from deskfleet.broker.stores.group_commit import GroupCommit
 from deskfleet.broker.stores.memory import MemoryStore
 from deskfleet.broker.web import throttle
 from deskfleet.broker.web.limits import MAX_BODY_BYTES
@@ -1207,6 +1211,48 @@ class BrokenStore(MemoryStore):
 
     def glance(self) -> Revision | None:
         return None if self.broken else super().glance()
+
+
+class SlowStore(MemoryStore):
+    """A store that, while a test says so, answers what is asked only once that is over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flows = threading.Event()
+        self.flows.set()
+
+    def changes(self, since: Revision) -> tuple[Revision, list[Stored | Tombstone]]:
+        assert self.flows.wait(CALL_SECONDS)
+        revision, entries = super().changes(since)
+        return revision, list(entries)
+
+    def glance(self) -> Revision | None:
+        return super().glance() if self.flows.is_set() else None
+
+
+def test_of_guesses_that_come_at_once_no_more_are_judged(tmp_path: Path) -> None:
+    """All of them may be let in to the store before the first one is counted."""
+    store, guesses = SlowStore(), 20
+
+    def guess(number: int) -> int:
+        with slow.http(slow.doors.client_port) as http:
+            url = "/oauth2/token?grant_type=client_credentials"
+            answer = http.post(url, auth=(slow.client.client_id, str(number)))
+            return answer.status_code
+
+    quiet: dict[str, Any] = {"poll_seconds": 60.0, "broker_beat_seconds": 60.0}
+    with running_broker(tmp_path, store, **quiet) as slow, ThreadPoolExecutor(guesses) as pool:
+        store.flows.clear()
+        statuses = pool.map(guess, range(guesses))
+        try:
+            commits = slow.house.replica._commits
+            assert isinstance(commits, GroupCommit)
+            # The first of them is with the store, and the others stand behind it.
+            until(lambda: len(commits._reads) == guesses - 1)
+        finally:
+            store.flows.set()
+        told = Counter(statuses)
+    assert told == {401: throttle.REFUSED_LOGINS_PER_MINUTE, 429: 15}
 
 
 def flattened(error: BaseException) -> Iterator[BaseException]:

@@ -769,7 +769,7 @@ class TestAccess:
             await house.write(signing_key())
             access = house.access
             client = await access.register_api_client("portal")
-            token = await access.api_token(client.client_id, client.client_password, life=self.LIFE)
+            token = access.api_token(client.client_id, client.client_password, life=self.LIFE)
             assert access.api_client(token).name == "portal"
             [record] = stored(house.store, ApiClient)
             assert isinstance(record, ApiClient)
@@ -778,7 +778,7 @@ class TestAccess:
             with pytest.raises(Unauthenticated, match="not active"):
                 access.api_client(token)
             with pytest.raises(Unauthenticated):
-                await access.api_token(client.client_id, client.client_password, life=self.LIFE)
+                access.api_token(client.client_id, client.client_password, life=self.LIFE)
 
         run(scenario)
 
@@ -789,11 +789,11 @@ class TestAccess:
             messages = set()
             for id, password in tries:
                 with pytest.raises(Unauthenticated) as caught:
-                    await house.access.api_token(id, password, life=self.LIFE)
+                    house.access.api_token(id, password, life=self.LIFE)
                 messages.add(caught.value.message)
                 # An id that isn't known is not its own password.
                 with pytest.raises(Unauthenticated):
-                    await house.access.agent_token(id, id, life=self.LIFE)
+                    house.access.agent_token(id, id, life=self.LIFE)
             assert len(messages) == 1
 
         run(scenario, ids=CountingIds())
@@ -855,10 +855,10 @@ class TestAccess:
             statement = await access.generate_software_statement()
             agent = await access.register_agent(statement, "n1")
             assert [one.id for one in stored(house.store, Server)] == [agent.client_id]
-            token = await access.agent_token(agent.client_id, agent.client_password, life=self.LIFE)
+            token = access.agent_token(agent.client_id, agent.client_password, life=self.LIFE)
             assert (await access.agent(token)).id == agent.client_id
             with pytest.raises(Unauthenticated):
-                await access.api_token(agent.client_id, agent.client_password, life=self.LIFE)
+                access.api_token(agent.client_id, agent.client_password, life=self.LIFE)
             [issued] = stored(house.store, SoftwareStatement)
             [client] = stored(house.store, AgentClient)
             assert isinstance(issued, SoftwareStatement)

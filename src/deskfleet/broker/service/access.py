@@ -136,11 +136,16 @@ class Access:
 
     # Tokens
 
-    async def api_token(self, client_id: str, password: str, *, life: timedelta) -> str:
-        return await self._client_token(ApiClient, Audience.API, client_id, password, life)
+    async def catch_up(self) -> None:
+        await self._replica.catch_up()
 
-    async def agent_token(self, client_id: str, password: str, *, life: timedelta) -> str:
-        return await self._client_token(AgentClient, Audience.AGENT, client_id, password, life)
+    def api_token(self, client_id: str, password: str, *, life: timedelta) -> str:
+        """Return a token for a client that knows its password. The caller has caught up."""
+        return self._client_token(ApiClient, Audience.API, client_id, password, life)
+
+    def agent_token(self, client_id: str, password: str, *, life: timedelta) -> str:
+        """Do the same for an agent."""
+        return self._client_token(AgentClient, Audience.AGENT, client_id, password, life)
 
     def api_client(self, token: str) -> ApiClient:
         """Return whose API token this is. The caller has caught up."""
@@ -203,7 +208,7 @@ class Access:
             raise InvalidToken("the token is not valid")
         return claims
 
-    async def _client_token(
+    def _client_token(
         self,
         kind: type[ApiClient | AgentClient],
         audience: Audience,
@@ -211,7 +216,6 @@ class Access:
         password: str,
         life: timedelta,
     ) -> str:
-        await self._replica.catch_up()
         client = self._replica.fleet.get(kind, client_id)
         digest = self._signer.hash(password)
         expected = client.secret_hash if client else self._signer.hash(client_id)
