@@ -30,7 +30,9 @@ CHUNK_BYTES = 5
 chunk."""
 HEAD_SECONDS = 10.0
 BODY_SECONDS = 30.0
-IDLE_SECONDS = 30.0
+IDLE_SECONDS = 75.0
+"""Longer than proxies and load balancers keep a connection in reserve, 60 by default: who hangs up
+while the other one sends a request costs its client that request."""
 STALLED_SECONDS = 30.0
 """For a peer to take what fits into no buffer any more."""
 PIECE_BYTES = 32 * 1024
