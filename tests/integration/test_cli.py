@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -57,6 +57,20 @@ def deskfleet(*arguments: str, **more: str) -> Ended:
         env=environment(more),
     )
     return Ended(done.returncode, done.stdout, done.stderr)
+
+
+def ended_with(stdout: IO[bytes], *arguments: str, **more: str) -> Ended:
+    """Run a command that prints to this file."""
+    done = subprocess.run(
+        [*DESKFLEET, *arguments],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=False,
+        env=environment(more),
+    )
+    return Ended(done.returncode, "", done.stderr)
 
 
 def on_a_terminal(*arguments: str, **more: str) -> tuple[int, str]:
@@ -325,6 +339,59 @@ def test_programs_see_json_or_plain_tables(state: dict[str, str], session: str) 
     assert session in table.out
     assert "\x1b" not in table.out
     assert "Sessions" in deskfleet("describe-sessions", **state).json
+
+
+def test_a_name_that_the_terminal_can_not_show_is_spelled_out(state: dict[str, str]) -> None:
+    made = deskfleet("create-session", "--name", "Büro 日", "--wait", **state)
+    id = made.json["SuccessfulList"][0]["Id"]
+    old = {"PYTHONIOENCODING": "ascii", **state}
+    assert deskfleet("describe-sessions", id, **old).json["Sessions"][0]["Name"] == "Büro 日"
+    table = deskfleet("describe-sessions", id, "--output", "table", **old)
+    assert r"B\u00fcro \u65e5" in table.out, table.err
+    deskfleet("delete-session", id, **state)
+
+
+@pytest.mark.parametrize("arguments", [["describe-servers"], ["--version"], ["connect", "-h"]])
+def test_an_answer_that_can_not_be_printed_is_told(
+    arguments: list[str], state: dict[str, str]
+) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = ended_with(full, *arguments, **state)
+    assert done.code == 255
+    assert done.err == "deskfleet: the answer can't be printed: No space left on device\n"
+
+
+def test_who_reads_no_more_is_told_nothing(state: dict[str, str]) -> None:
+    ours, theirs = os.pipe()
+    os.close(ours)
+    with open(theirs, "wb") as left:  # noqa: PTH123 (a descriptor)
+        done = ended_with(left, "describe-servers", **state)
+    assert (done.code, done.err) == (1, "")
+
+
+def test_a_closed_output_is_one_that_nobody_wants(state: dict[str, str]) -> None:
+    shell = ["sh", "-c", '"$@" >&-', "sh", *DESKFLEET, "describe-servers"]
+    done = subprocess.run(
+        shell, stderr=subprocess.PIPE, check=False, timeout=60, env=environment(state)
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "more"),
+    [
+        (["create-session", "--name", "B\udcfcro"], {}),
+        (["get-session-connection-data", "\udcfc", "--user", "ada"], {}),
+        (["describe-servers"], {"DCV_SM_CLIENT_ID": "\udcfc", "DCV_SM_CLIENT_PASSWORD": "x"}),
+    ],
+)
+def test_bytes_that_are_no_text_are_told(
+    arguments: list[str], more: dict[str, str], state: dict[str, str]
+) -> None:
+    ended = deskfleet(*arguments, **more, **state)
+    assert ended.code == 252
+    assert ended.err.startswith("deskfleet: a value on the command line or in the environment is ")
+    assert "Traceback" not in ended.err
 
 
 def test_the_environment_is_enough(live_broker: LiveBroker, tmp_path: Path) -> None:

@@ -686,6 +686,20 @@ def test_an_answer_that_can_not_be_printed_is_told(foreign: ScriptedBroker, tmp_
     assert "Traceback" not in done.stderr
 
 
+def test_a_closed_output_is_one_that_nobody_wants(foreign: ScriptedBroker, tmp_path: Path) -> None:
+    foreign.answers["/describeServers"] = Answer()
+    options, variables = known(foreign)
+    done = subprocess.run(
+        ["sh", "-c", '"$@" >&-', "sh", *DCVSM, *options, "describe-servers"],
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=False,
+        env=environment(tmp_path, variables),
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_the_installed_script_is_this_program() -> None:
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
     assert project["project"]["scripts"]["dcvsm"] == f"{program.__name__}:{program.main.__name__}"

@@ -19,6 +19,7 @@ from typer.core import TyperCommand
 
 from deskfleet import __version__
 from deskfleet.cli import dcvsm_config as config
+from deskfleet.cli import stdout
 from deskfleet.cli.dcvsm_call import ReturnCode, Run
 from deskfleet.cli.dcvsm_commands import COMMANDS, create_session
 from deskfleet.cli.dcvsm_report import Report
@@ -32,6 +33,7 @@ PROGRAM = "dcvsm"
 
 def main() -> NoReturn:
     """Run the command line and end with the code that the shell is told."""
+    stdout.prepare()
     sys.exit(_run(sys.argv[1:], Report(sys.stderr)))
 
 

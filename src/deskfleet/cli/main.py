@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from deskfleet import __version__
-from deskfleet.cli import connect, servers, sessions
+from deskfleet.cli import connect, servers, sessions, stdout
 from deskfleet.cli.connection import speaks_api
 from deskfleet.cli.output import ExitCode, Output, exit_code
 from deskfleet.errors import DeskfleetError
@@ -26,6 +27,13 @@ from deskfleet.errors import DeskfleetError
 PROGRAM = "deskfleet"
 COMPLETION = "_DESKFLEET_COMPLETE"
 """The environment variable by which a shell asks for completions."""
+
+NOT_TEXT = (
+    "a value on the command line or in the environment is not text in the encoding of this locale, "
+    + sys.getfilesystemencoding()
+)
+_UNDECODED = re.compile("[\udc80-\udcff]")
+"""What Python puts for such bytes (PEP 383)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,22 +67,32 @@ API_COMMANDS: tuple[Callable[..., None], ...] = (
 
 def main() -> NoReturn:
     """Run the command line and end with the code that the shell is told."""
+    stdout.prepare()
     sys.exit(_run(sys.argv[1:]))
 
 
 def _run(arguments: Sequence[str]) -> int:
     try:
-        application(_loaded(arguments))(args=arguments, prog_name=PROGRAM)
+        with stdout.printed():
+            application(_loaded(arguments))(args=arguments, prog_name=PROGRAM)
     except DeskfleetError as error:
         for line in error.message.splitlines():
             Output().tell(line)
         return exit_code(error)
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
-    except Exception:  # noqa: BLE001 (the last supervisor: it tells the whole story)
+    except Exception as error:  # noqa: BLE001 (the last supervisor: it tells the whole story)
+        if _is_undecodable(error):
+            Output().tell(NOT_TEXT)
+            return ExitCode.VALUE
         traceback.print_exc()
         return ExitCode.OTHER
     return ExitCode.OK
+
+
+def _is_undecodable(error: Exception) -> bool:
+    """Tell bytes of the command line or the environment that the locale's encoding doesn't have."""
+    return isinstance(error, UnicodeEncodeError) and bool(_UNDECODED.search(error.object))
 
 
 def application(loaded: Sequence[str]) -> typer.Typer:
