@@ -237,6 +237,13 @@ def test_connecting_to_nothing_is_told(state: dict[str, str]) -> None:
     assert ended.err == "deskfleet: there is no session nobody, nor has ada one of that name\n"
 
 
+def test_connecting_to_what_was_deleted_is_told(state: dict[str, str], session: str) -> None:
+    assert deskfleet("delete-session", session, "--wait", **state).code == 0
+    ended = deskfleet("connect", session, **state)
+    assert (ended.code, ended.out) == (254, "")
+    assert ended.err == f"deskfleet: {session} is DELETED\n"
+
+
 def test_screenshots_are_described_or_written(
     state: dict[str, str], session: str, tmp_path: Path
 ) -> None:

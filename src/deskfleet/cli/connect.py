@@ -15,11 +15,9 @@ import typer
 
 from deskfleet.cli.connection import Invocation
 from deskfleet.cli.person import current_user
-from deskfleet.cli.sessions import ItsOwner, await_state, meant, require_ready, seen
+from deskfleet.cli.sessions import GONE, ItsOwner, await_state, meant, require_ready, seen
 from deskfleet.client.links import link
 from deskfleet.client.shapes import Session
-
-GONE = ("DELETING", "DELETED")
 
 
 def connect(

@@ -36,6 +36,7 @@ from deskfleet.client.shapes import (
 from deskfleet.errors import Invalid, SetupFailed
 
 TYPES = ("CONSOLE", "VIRTUAL")
+GONE = ("DELETING", "DELETED")
 
 OneSession = Annotated[str | None, typer.Argument(metavar="SESSION", help="Its id.")]
 ManySessions = Annotated[list[str] | None, typer.Argument(metavar="SESSION...", help="Their ids.")]
@@ -274,9 +275,11 @@ def require_ready(run: Invocation, id: str, session: Session | None) -> None:
     """End the command with the reason if a session isn't READY."""
     if session is not None and session.state == "READY":
         return
-    found = "gone" if session is None else session.state
-    reason = (session.state_reason if session else None) or "it did not become READY in time"
-    raise run.output.failure(f"{id} is {found}: {reason}")
+    if session is None:
+        raise run.output.failure(f"{id} is gone")
+    late = None if session.state in GONE else "it did not become READY in time"
+    told = (f"{id} is {session.state}", session.state_reason or late)
+    raise run.output.failure(": ".join(part for part in told if part))
 
 
 def whose(run: Invocation, session_id: str) -> str:
