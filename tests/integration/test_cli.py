@@ -325,6 +325,7 @@ def test_an_interrupt_ends_waiting(state: dict[str, str], client: Client) -> Non
     deskfleet("delete-session", waiting[0], **state)
     assert program.returncode == 130
     assert b"Traceback" not in out + err
+    assert err.decode() == f"deskfleet: {waiting[0]} is not waited for any longer, and lives on\n"
 
 
 def test_people_see_tables_colours_and_a_spinner(state: dict[str, str]) -> None:
@@ -337,6 +338,16 @@ def test_people_see_tables_colours_and_a_spinner(state: dict[str, str]) -> None:
     assert code == 0, written
     assert "READY" in written
     assert "\x1b[32m" not in written
+    for each in deskfleet("describe-sessions", "--owner", "ada", **state).json["Sessions"]:
+        deskfleet("delete-session", each["Id"], **state)
+
+
+def test_an_old_terminal_gets_a_spinner_that_it_can_show(state: dict[str, str]) -> None:
+    old = {"PYTHONIOENCODING": "ascii", **state}
+    code, written = on_a_terminal("create-session", "--name", "seen", "--wait", **old)
+    assert code == 0, written
+    assert "seen: " in written
+    assert "\\u28" not in written
     for each in deskfleet("describe-sessions", "--owner", "ada", **state).json["Sessions"]:
         deskfleet("delete-session", each["Id"], **state)
 

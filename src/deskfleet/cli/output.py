@@ -187,5 +187,6 @@ class Output:
         from rich.text import Text  # noqa: PLC0415
 
         console = Console(file=self._stderr)
-        with console.status(Text(clean(text))) as status:
+        shape = "line" if console.options.ascii_only else "dots"
+        with console.status(Text(clean(text)), spinner=shape) as status:
             yield lambda now: status.update(Text(clean(now)))

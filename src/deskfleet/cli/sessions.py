@@ -264,11 +264,21 @@ def update_session_permissions(
 
 
 def await_state(run: Invocation, session: Session, state: str, limit: float) -> Session | None:
-    """Wait for a session with a spinner; return it as last seen, None if it is gone."""
-    with run.output.spinner(f"{session.name or session.id}: {session.state}") as spin:
-        return run.client.wait_for(
-            session.id, state, limit, seen=lambda now: spin(f"{now.name or now.id}: {now.state}")
-        )
+    """Wait for a session with a spinner; return it as last seen, None if it is gone.
+
+    Who interrupts that is told its id, which hasn't been printed yet.
+    """
+    try:
+        with run.output.spinner(f"{session.name or session.id}: {session.state}") as spin:
+            return run.client.wait_for(
+                session.id,
+                state,
+                limit,
+                seen=lambda now: spin(f"{now.name or now.id}: {now.state}"),
+            )
+    except KeyboardInterrupt:
+        run.output.tell(f"{session.id} is not waited for any longer, and lives on")
+        raise
 
 
 def require_ready(run: Invocation, id: str, session: Session | None) -> None:
