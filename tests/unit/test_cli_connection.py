@@ -104,10 +104,10 @@ def test_the_files_secrets_are_for_the_files_broker_alone(state: Path) -> None:
     assert find(same, {}).credentials == ClientPassword("file-id", "from-file")
 
 
-def test_no_broker_is_one_sentence(tmp_path: Path) -> None:
+def test_no_broker_is_one_sentence_that_says_where_it_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(SetupFailed) as caught:
         find(Flags(state=tmp_path), {"DCV_SM_OAUTH2_TOKEN": "ready"})
-    assert caught.value.message == UNKNOWN_BROKER
+    assert caught.value.message == f"{UNKNOWN_BROKER} ({tmp_path}/client.json isn't there)"
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,12 @@ from rich.console import Console
 
 from deskfleet.agent.main import Agent
 from deskfleet.broker.main import Doors
+from deskfleet.cli.connection import CLIENT_FILE
 from deskfleet.cli.person import current_user, program
 from deskfleet.core.records import ApiClient
 from deskfleet.settings import default_state
 from deskfleet.system import write_private
 
-CLIENT_FILE = "client.json"
 PASSWORD_FILE = "client-password"  # noqa: S105
 LOG_FILE = "deskfleet.log"
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 
+CLIENT_FILE = "client.json"
 UNKNOWN_BROKER = (
     "no broker is known here: start one with `deskfleet up`, or give --broker-url and "
     "DCV_SM_CLIENT_ID / DCV_SM_CLIENT_PASSWORD"
@@ -95,7 +96,7 @@ def find(flags: Flags, environment: Mapping[str, str]) -> Connection:
     file = _read_file(state)
     url = flags.broker_url or environment.get("DESKFLEET_BROKER_URL") or (file and file.url)
     if not url:
-        raise SetupFailed(UNKNOWN_BROKER)
+        raise SetupFailed(f"{UNKNOWN_BROKER} ({state / CLIENT_FILE} isn't there)")
     if file is not None and file.url.rstrip("/") != url.rstrip("/"):
         file = None
     ca_file = flags.ca_file or _path(environment, "DESKFLEET_CA_FILE")
@@ -134,7 +135,7 @@ def _credentials(
 
 
 def _read_file(state: Path) -> ClientFile | None:
-    path = state / "client.json"
+    path = state / CLIENT_FILE
     try:
         return msgspec.json.decode(path.read_bytes(), type=ClientFile)
     except FileNotFoundError:
