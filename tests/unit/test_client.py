@@ -183,6 +183,13 @@ def test_refused_credentials_are_told_without_the_password(open_client: Open) ->
     assert broker.calls == []
 
 
+def test_a_port_that_gives_no_tokens_is_told(open_client: Open) -> None:
+    broker = Broker()
+    broker.token_answer = httpx.Response(404, text="Not Found")
+    with pytest.raises(Refused, match=r"^no access token is given here: HTTP 404 Not Found$"):
+        open_client(broker).describe_sessions()
+
+
 def test_secrets_are_not_in_representations() -> None:
     assert "pass:word" not in repr(PASSWORD)
     assert "mine" not in repr(AccessToken("mine"))
@@ -224,10 +231,12 @@ def test_what_gives_no_good_time_is_not_sent_again(
     ("body", "reason"),
     [
         (b'{"error": "two\\nlines"}', "two lines"),
-        (b"<html>  proxy\n error </html>", "<html> proxy error </html>"),
+        (b'{"error": ""}', "HTTP 502 Bad Gateway"),
+        (b"<html>  proxy\n error </html>", "HTTP 502 Bad Gateway: <html> proxy error </html>"),
         (b"", "HTTP 502 Bad Gateway"),
-        (b"\xff\xfe", "��"),
-        (b"x" * 10_000, "x" * 500),
+        (b"Bad Gateway", "HTTP 502 Bad Gateway"),
+        (b"\xff\xfe", "HTTP 502 Bad Gateway: ��"),
+        (b"x" * 10_000, f"HTTP 502 Bad Gateway: {'x' * 500}"),
     ],
 )
 def test_a_refusal_has_the_status_and_one_line(open_client: Open, body: bytes, reason: str) -> None:

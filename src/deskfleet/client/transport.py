@@ -135,8 +135,11 @@ class Transport:
         if response.status_code in {400, 401, 403}:
             reason = f"the broker does not accept these client credentials: {_reason(response)}"
             raise CredentialsRefused(reason, status=response.status_code)
+        if response.status_code != httpx.codes.OK:
+            reason = f"no access token is given here: {_reason(response)}"
+            raise Refused(reason, status=response.status_code)
         try:
-            return msgspec.json.decode(_body(response), type=Grant, strict=False)
+            return msgspec.json.decode(response.content, type=Grant, strict=False)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise Unreadable(f"the token endpoint's answer can't be read: {error}") from error
 
@@ -228,10 +231,14 @@ def _body(response: httpx.Response) -> bytes:
 
 
 def _reason(response: httpx.Response) -> str:
-    """Return the broker's reason in one line."""
+    """Return the broker's reason in one line; of what isn't a broker's, the status before it."""
+    status = f"HTTP {response.status_code} {response.reason_phrase}".strip()
     try:
-        text = msgspec.json.decode(response.content, type=_Error).error
+        return _line(msgspec.json.decode(response.content, type=_Error).error) or status
     except (msgspec.DecodeError, UnicodeDecodeError):
-        text = response.text
-    line = " ".join(text.split())[:_REASON_CHARACTERS]
-    return line or f"HTTP {response.status_code} {response.reason_phrase}".strip()
+        line = _line(response.text)
+    return status if line in {"", response.reason_phrase} else f"{status}: {line}"
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())[:_REASON_CHARACTERS]
