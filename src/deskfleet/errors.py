@@ -39,6 +39,11 @@ class DeskfleetError(Exception):
         super().__init__(self.message)
 
 
+def plain(error: Exception) -> str:
+    """Return what the system says of a failure, without its number, and the path that we name."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
 class Invalid(DeskfleetError):
     """The request is not valid."""
 

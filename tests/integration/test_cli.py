@@ -24,6 +24,7 @@ from support.waiting import until
 
 DESKFLEET = [sys.executable, "-m", "deskfleet"]
 NOWHERE = "https://127.0.0.1:1"
+PERMIT_NONE = ["update-session-permissions", "x", "--permissions-file", "/none"]
 
 
 @dataclass(frozen=True)
@@ -474,6 +475,9 @@ def test_a_certificate_of_a_stranger_is_refused(
         (["create-session"], 2, "--name"),
         (["create-sesion"], 2, "create-session"),
         (["describe-sessions", "--output", "xml"], 2, "xml"),
+        (["describe-sessions", "--broker-url", NOWHERE], 255, "reached: Connection refused\n"),
+        (PERMIT_NONE, 252, "/none is no permissions file, nor the base64 of one: No such file"),
+        (["broker", "run", "--config", "/none"], 1, "/none can't be read: No such file"),
     ],
 )
 def test_every_end_has_its_code_and_a_sentence(

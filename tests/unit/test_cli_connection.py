@@ -131,5 +131,6 @@ def test_a_broken_file_is_named(state: Path, content: str) -> None:
 
 def test_a_missing_password_file_is_named(state: Path) -> None:
     (state / "password").unlink()
-    with pytest.raises(SetupFailed, match="password"):
+    with pytest.raises(SetupFailed) as caught:
         find(Flags(state=state), {})
+    assert caught.value.message == f"{state}/password can't be read: No such file or directory"

@@ -261,6 +261,9 @@ def test_no_answer_is_told(open_client: Open) -> None:
     broker = Broker(httpx.ConnectError("Connection refused"))
     with pytest.raises(Unreachable, match=r"broker\.example:8443 .*Connection refused"):
         open_client(broker).describe_sessions()
+    broker.script = [httpx.ConnectError("[Errno 111] Connection refused")]
+    with pytest.raises(Unreachable, match=r"can't be reached: Connection refused$"):
+        open_client(broker).describe_sessions()
     broker.script = [httpx.ReadTimeout("")]
     with pytest.raises(Unreachable, match="in time"):
         open_client(broker).describe_sessions()

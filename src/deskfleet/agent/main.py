@@ -28,7 +28,7 @@ from deskfleet.agent.uplink import Uplink
 from deskfleet.certificates import ensure_authority, ensure_server_certificate, machine_names
 from deskfleet.core import permissions
 from deskfleet.core.records import Facts
-from deskfleet.errors import Forbidden, PermissionsInvalid, SetupFailed, Unavailable
+from deskfleet.errors import Forbidden, PermissionsInvalid, SetupFailed, Unavailable, plain
 from deskfleet.listener import bind, listening, new_gate, port_of
 from deskfleet.machine import here
 from deskfleet.machine.holding import held
@@ -311,7 +311,7 @@ def read_statement(path: Path | None) -> str | None:
     try:
         return None if path is None else path.read_text().strip().rpartition("\n")[2]
     except (OSError, UnicodeDecodeError) as error:
-        raise SetupFailed(f"{path} can't be read: {error}") from error
+        raise SetupFailed(f"{path} can't be read: {plain(error)}") from error
 
 
 async def _identity(settings: AgentSettings, door: BrokerDoor) -> Identity:

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 from deskfleet.cli.program import failing_well
 from deskfleet.configuration.agent_conf import is_agent_conf
-from deskfleet.errors import SetupFailed
+from deskfleet.errors import SetupFailed, plain
 from deskfleet.settings import AGENT_PORT, AgentSettings, BrokerSettings
 
 KINDS: dict[str, type[BrokerSettings | AgentSettings]] = {
@@ -137,7 +137,7 @@ def main(arguments: Sequence[str]) -> None:
         try:
             text = path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
-            raise SetupFailed(f"{path} can't be read: {error}") from error
+            raise SetupFailed(f"{path} can't be read: {plain(error)}") from error
         replace_file(path, amend(text, dict(pair.split("=", 1) for pair in pairs)))
 
 

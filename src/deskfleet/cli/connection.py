@@ -22,7 +22,7 @@ import typer
 
 from deskfleet.cli.output import Format, Output
 from deskfleet.client.tokens import AccessToken, ClientPassword, Credentials
-from deskfleet.errors import SetupFailed
+from deskfleet.errors import SetupFailed, plain
 from deskfleet.settings import default_state
 
 if TYPE_CHECKING:
@@ -141,14 +141,14 @@ def _read_file(state: Path) -> ClientFile | None:
     except FileNotFoundError:
         return None
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise SetupFailed(f"{path} can't be read: {error}") from error
+        raise SetupFailed(f"{path} can't be read: {plain(error)}") from error
 
 
 def _text(path: Path) -> str:
     try:
         return path.read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise SetupFailed(f"{path} can't be read: {error}") from error
+        raise SetupFailed(f"{path} can't be read: {plain(error)}") from error
 
 
 def _path(environment: Mapping[str, str], name: str) -> Path | None:

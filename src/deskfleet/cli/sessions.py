@@ -33,7 +33,7 @@ from deskfleet.client.shapes import (
     Session,
     UpdateSessionPermissionsRequestData,
 )
-from deskfleet.errors import Invalid, SetupFailed
+from deskfleet.errors import Invalid, SetupFailed, plain
 
 TYPES = ("CONSOLE", "VIRTUAL")
 GONE = ("DELETING", "DELETED")
@@ -352,7 +352,9 @@ def permissions(value: str) -> str:
         # Base64 makes all kinds of impossible paths: too long, below a file, missing.
         if _is_base64(value):
             return value
-        raise Invalid(f"{value} is no permissions file, nor the base64 of one: {error}") from error
+        raise Invalid(
+            f"{value} is no permissions file, nor the base64 of one: {plain(error)}"
+        ) from error
 
 
 def _is_base64(value: str) -> bool:

@@ -11,6 +11,7 @@ Must not: know the operations of the API, or put a secret into a URL or a messag
 from __future__ import annotations
 
 import ipaddress
+import re
 import ssl
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,7 @@ import msgspec
 from deskfleet import __version__
 from deskfleet.client.problems import CredentialsRefused, Refused, Unreachable, Unreadable
 from deskfleet.client.tokens import AccessToken, ClientPassword, Credentials, Grant, Tokens
-from deskfleet.errors import SetupFailed
+from deskfleet.errors import SetupFailed, plain
 
 TRIES = 4
 """Of one request that is told to come back later."""
@@ -32,6 +33,7 @@ LONGEST_PAUSE = 15.0
 
 _TOKEN_PATH = "/oauth2/token?grant_type=client_credentials"  # noqa: S105 (no password)
 _REASON_CHARACTERS = 500
+_NUMBER = re.compile(r"^\[Errno -?\d+\] ")
 _BUSY = (httpx.codes.TOO_MANY_REQUESTS, httpx.codes.SERVICE_UNAVAILABLE)
 
 
@@ -194,7 +196,9 @@ def trust(
     try:
         context = ssl.create_default_context(cafile=ca_file)
     except OSError as error:
-        raise SetupFailed(f"the authority's certificate {ca_file} can't be read: {error}") from None
+        raise SetupFailed(
+            f"the authority's certificate {ca_file} can't be read: {plain(error)}"
+        ) from None
     if also_the_systems:
         context.load_default_certs()
     if not verify:
@@ -204,7 +208,7 @@ def trust(
 
 
 def _why(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = _NUMBER.sub("", " ".join(str(error).split())) or type(error).__name__
     if "Hostname mismatch" in text or "IP address mismatch" in text:
         return f"its certificate is for other names than this one ({text})"
     if "CERTIFICATE_VERIFY_FAILED" in text:

@@ -12,7 +12,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from deskfleet.errors import SetupFailed
+from deskfleet.errors import SetupFailed, plain
 from deskfleet.machine import here
 
 MAX_BYTES = 1024 * 1024
@@ -36,7 +36,7 @@ def content_of(path: Path, most: int = MAX_BYTES) -> Content:
                 raise SetupFailed(f"{path} can't be read: it is not a file")
             text = file.read(most + 1)
     except (OSError, ValueError) as error:
-        raise SetupFailed(f"{path} can't be read: {error}") from error
+        raise SetupFailed(f"{path} can't be read: {plain(error)}") from error
     if len(text) > most:
         raise SetupFailed(f"{path} can't be read: it is larger than {most} bytes")
     return Content(path, text, status)
