@@ -380,6 +380,16 @@ def test_an_answer_that_can_not_be_printed_is_told(
     assert done.err == "deskfleet: the answer can't be printed: No space left on device\n"
 
 
+def test_a_fleet_that_can_not_say_where_it_is_ends_with_the_reason(tmp_path: Path) -> None:
+    ports = [part for each in ("client", "agent", "desktop") for part in (f"--{each}-port", "0")]
+    with Path("/dev/full").open("wb") as full:
+        done = ended_with(
+            full, "up", "--driver", "simulated", "--state", str(tmp_path / "s"), *ports
+        )
+    assert done.code == 255
+    assert done.err == "deskfleet: the answer can't be printed: No space left on device\n"
+
+
 def test_who_reads_no_more_is_told_nothing(state: dict[str, str]) -> None:
     ours, theirs = os.pipe()
     os.close(ours)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import io
 import json
 import sys
@@ -36,3 +37,11 @@ def test_what_the_encoding_has_stays_as_it_is() -> None:
 def test_it_stands_in_for_nothing_when_reading() -> None:
     with pytest.raises(UnicodeDecodeError):
         codecs.decode(b"\xff", "utf-8", errors="deskfleet.spelled")
+
+
+def test_what_fails_elsewhere_is_not_said_of_the_output() -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    for raised in (full, ExceptionGroup("tasks", [full])):
+        with pytest.raises(type(raised)) as caught, stdout.printed():
+            raise raised
+        assert caught.value is raised

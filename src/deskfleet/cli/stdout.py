@@ -7,7 +7,6 @@ can't be printed ends the command with an error; only who closes the pipe is tol
 from __future__ import annotations
 
 import codecs
-import errno
 import io
 import json
 import os
@@ -22,7 +21,6 @@ LEFT = 1
 """The return code where nobody reads on: that of Typer, which mostly sees it first."""
 
 _SPELLED = "deskfleet.spelled"
-_UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def prepare() -> None:
@@ -49,12 +47,29 @@ def printed() -> Iterator[None]:
             yield
         finally:
             sys.stdout.flush()
-    except OSError as error:
-        # Files and sockets tell their own failures before they come here.
-        if error.errno not in _UNWRITABLE:
+    except (OSError, ExceptionGroup) as error:
+        trouble = _trouble()
+        if trouble is None or not _holds(error, trouble.errno):
             raise
         # What is left in the buffer would be tried again at the end, and change the return code.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):
+        if isinstance(trouble, BrokenPipeError):
             sys.exit(LEFT)
-        raise DeskfleetError(f"the answer can't be printed: {error.strerror}") from error
+        raise DeskfleetError(f"the answer can't be printed: {trouble.strerror}") from error
+
+
+def _trouble() -> OSError | None:
+    """Return why nothing can be printed: other files fail with the same numbers."""
+    try:
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+    except OSError as error:
+        return error
+    return None
+
+
+def _holds(error: Exception, number: int | None) -> bool:
+    """Look for a failure of the system, also among those of a program's tasks."""
+    if isinstance(error, ExceptionGroup):
+        return any(_holds(each, number) for each in error.exceptions)
+    return isinstance(error, OSError) and error.errno == number
