@@ -18,7 +18,9 @@ from urllib.parse import urlsplit
 import pytest
 
 from deskfleet.client.api import Client
+from deskfleet.client.shapes import DeleteSessionRequestData
 from deskfleet.client.tokens import ClientPassword
+from support.fault_proxy import FaultProxy
 from support.programs import LiveBroker
 from support.waiting import until
 
@@ -211,6 +213,44 @@ def test_the_link_lets_its_user_in(state: dict[str, str], session: str) -> None:
     assert data["ConnectionToken"].count(".") == 2
 
 
+def test_a_session_is_meant_by_its_name_where_it_is_the_users_own(
+    state: dict[str, str], session: str, tmp_path: Path
+) -> None:
+    rules = tmp_path / "rules"
+    rules.write_text("[permissions]\n%owner% allow builtin\n")
+    shown = deskfleet("describe-sessions", "cad", **state).json["Sessions"]
+    assert [each["Id"] for each in shown] == [session]
+    data = deskfleet("get-session-connection-data", "cad", **state)
+    assert data.json["Session"]["Id"] == session
+    pictures = deskfleet("get-session-screenshots", "cad", "--folder", str(tmp_path), **state)
+    assert pictures.out == f"{tmp_path / session}.png\n"
+    changed = deskfleet(
+        "update-session-permissions", "cad", "--permissions-file", str(rules), **state
+    )
+    assert changed.json["SuccessfulList"] == [{"SessionId": session}]
+    for unknown in (("cad", "--owner", "bea"), ("--session-id", "cad"), ("CAD",)):
+        refused = deskfleet("delete-session", *unknown, **state)
+        assert refused.code == 254
+        assert "does not exist" in refused.err
+    gone = deskfleet("delete-session", "cad", "--wait", **state)
+    assert gone.json["SuccessfulList"] == [{"SessionId": session, "State": "DELETED"}]
+    # Its name is free again.
+    assert deskfleet("connect", "cad", **state).code == 254
+
+
+def test_of_sessions_with_one_name_none_is_meant(state: dict[str, str], session: str) -> None:
+    twin = deskfleet("create-session", "--name", "cad", "--wait", **state)
+    id = twin.json["SuccessfulList"][0]["Id"]
+    for command in ("delete-session", "connect"):
+        refused = deskfleet(command, "cad", **state)
+        assert (refused.code, refused.out) == (254, "")
+        assert "ada has 2 sessions with the name cad: " in refused.err
+        assert session in refused.err
+        assert id in refused.err
+    assert deskfleet("delete-session", id, "--wait", **state).code == 0
+    assert deskfleet("describe-sessions", "cad", **state).json["Sessions"][0]["Id"] == session
+
+
 def test_the_link_is_opened_in_the_browser_without_being_its_argument(
     state: dict[str, str], session: str, tmp_path: Path
 ) -> None:
@@ -299,34 +339,45 @@ def test_waiting_gives_up_with_a_reason(state: dict[str, str], client: Client) -
     deskfleet("delete-session", told["Id"], "--wait", **state)
 
 
-def test_an_interrupt_ends_waiting(state: dict[str, str], client: Client) -> None:
+def test_an_interrupt_ends_waiting(live_broker: LiveBroker, client: Client) -> None:
     arguments = ["create-session", "--name", "interrupted", "--requirements", "tag:nowhere = 'x'"]
-    with subprocess.Popen(
-        [*DESKFLEET, *arguments, "--enqueue-request", "--wait"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environment(state),
-    ) as program:
-        waiting: list[str] = []
 
-        def is_queued() -> bool:
-            waiting[:] = [
-                each.id
-                for each in client.sessions(owner="ada")
-                if each.name == "interrupted" and each.state == "CREATING"
-            ]
-            return bool(waiting)
+    def queued() -> list[str]:
+        return [
+            each.id
+            for each in client.sessions(owner="ada")
+            if each.name == "interrupted" and each.state == "CREATING"
+        ]
 
-        try:
-            until(is_queued)
-            program.send_signal(signal.SIGINT)
-            out, err = program.communicate(timeout=20)
-        finally:
-            program.kill()
-    deskfleet("delete-session", waiting[0], **state)
+    port = urlsplit(live_broker.url).port
+    assert port is not None
+    with FaultProxy(port) as line:
+        through_it = {
+            "DESKFLEET_BROKER_URL": line.url,
+            "DESKFLEET_CA_FILE": str(live_broker.ca_file),
+            "DCV_SM_CLIENT_ID": live_broker.client_id,
+            "DCV_SM_CLIENT_PASSWORD": live_broker.client_password,
+        }
+        with subprocess.Popen(
+            [*DESKFLEET, *arguments, "--enqueue-request", "--wait"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment(through_it),
+        ) as program:
+            try:
+                until(queued)
+                # What it sends now, it sends while it waits.
+                sent = line.up.passed
+                until(lambda: line.up.passed > sent)
+                program.send_signal(signal.SIGINT)
+                out, err = program.communicate(timeout=20)
+            finally:
+                program.kill()
+    [waiting] = queued()
+    client.delete_sessions([DeleteSessionRequestData(session_id=waiting, owner="ada")])
     assert program.returncode == 130
     assert b"Traceback" not in out + err
-    assert err.decode() == f"deskfleet: {waiting[0]} is not waited for any longer, and lives on\n"
+    assert err.decode() == f"deskfleet: {waiting} is not waited for any longer, and lives on\n"
 
 
 def test_people_see_tables_colours_and_a_spinner(state: dict[str, str]) -> None:

@@ -2,9 +2,6 @@
 
 A link holds a connection token: it is printed, as that is what was asked for, and given to a
 browser in a way that other users of this machine can't see (`browser.py`).
-
-Law: a name stands for a session of the user alone, so that nobody can lure others into a desktop
-by giving it a name.
 """
 
 from __future__ import annotations
@@ -14,10 +11,10 @@ from typing import Annotated
 import typer
 
 from deskfleet.cli.connection import Invocation
+from deskfleet.cli.named import find, meant
 from deskfleet.cli.person import current_user
-from deskfleet.cli.sessions import GONE, ItsOwner, await_state, meant, require_ready, seen
+from deskfleet.cli.sessions import ItsOwner, await_state, require_ready
 from deskfleet.client.links import link
-from deskfleet.client.shapes import Session
 
 
 def connect(
@@ -35,7 +32,10 @@ def connect(
     ] = 30,
 ) -> None:
     """Print the link that opens a session in a browser."""
-    found = _find(run, session, user or current_user())
+    asked = user or current_user()
+    found = find(run, session, asked)
+    if found is None:
+        raise run.output.failure(f"there is no session {session}, nor has {asked} one of that name")
     user = user or meant(found)
     if found.state != "READY":
         ready = await_state(run, found, "READY", wait_seconds)
@@ -44,25 +44,6 @@ def connect(
     run.output.line(url)
     if browser:
         _open(run, url)
-
-
-def _find(run: Invocation, session: str, user: str) -> Session:
-    found = seen(run, session)
-    if found is not None:
-        return found
-    named = [
-        each
-        for each in run.client.sessions(owner=user)
-        if each.name == session and each.state not in GONE
-    ]
-    if len(named) == 1:
-        return named[0]
-    ids = ", ".join(each.id for each in named)
-    raise run.output.failure(
-        f"{user} has {len(named)} sessions with the name {session}: {ids}"
-        if named
-        else f"there is no session {session}, nor has {user} one of that name"
-    )
 
 
 def _open(run: Invocation, url: str) -> None:

@@ -20,7 +20,8 @@ import msgspec
 import typer
 
 from deskfleet.cli.connection import Invocation
-from deskfleet.cli.person import current_user, is_root
+from deskfleet.cli.named import GONE, id_of, whose
+from deskfleet.cli.person import current_user
 from deskfleet.client.shapes import (
     CreateSessionRequestData,
     CreateSessionsResponse,
@@ -36,13 +37,18 @@ from deskfleet.client.shapes import (
 from deskfleet.errors import Invalid, SetupFailed, plain
 
 TYPES = ("CONSOLE", "VIRTUAL")
-GONE = ("DELETING", "DELETED")
 
-OneSession = Annotated[str | None, typer.Argument(metavar="SESSION", help="Its id.")]
-ManySessions = Annotated[list[str] | None, typer.Argument(metavar="SESSION...", help="Their ids.")]
-SessionId = Annotated[str | None, typer.Option(help="The same as SESSION.")]
+OneSession = Annotated[
+    str | None,
+    typer.Argument(metavar="SESSION", help="Its id, or the name of one of the user's own."),
+]
+ManySessions = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="SESSION...", help="Their ids, or names of the user's own."),
+]
+SessionId = Annotated[str | None, typer.Option(help="The same as SESSION, an id only.")]
 SessionIds = Annotated[
-    list[str] | None, typer.Option(metavar="ID,ID...", help="The same as SESSION...")
+    list[str] | None, typer.Option(metavar="ID,ID...", help="The same as SESSION..., ids only.")
 ]
 Owner = Annotated[str | None, typer.Option(help="Default: the current user.")]
 ItsOwner = Annotated[
@@ -68,7 +74,7 @@ def describe_sessions(
     next_token: NextToken = None,
 ) -> None:
     """List sessions."""
-    ids, tags = listed(session, session_ids), _tags(tag or [])
+    ids, tags = many_ids(run, session, session_ids, owner), _tags(tag or [])
     if max_results is None and next_token is None:
         pages = list(run.client.session_pages(session_ids=ids, owner=owner, tags=tags))
         sessions = tuple(session for page in pages for session in page.sessions)
@@ -176,7 +182,7 @@ def delete_session(
     wait_seconds: Seconds = 60,
 ) -> None:
     """End a session and everything that runs in it."""
-    id = one_id(session, session_id)
+    id = one_id(run, session, session_id, owner)
     asked = DeleteSessionRequestData(
         session_id=id, owner=owner or whose(run, id), force=force or None
     )
@@ -207,7 +213,7 @@ def get_session_connection_data(
     user: ItsOwner = None,
 ) -> None:
     """Fetch what a user needs to connect to a session, a connection token among it."""
-    id = one_id(session, session_id)
+    id = one_id(run, session, session_id, user)
     run.output.show(run.client.get_session_connection_data(id, user or whose(run, id)))
 
 
@@ -223,7 +229,7 @@ def get_session_screenshots(
     ] = None,
 ) -> None:
     """Take pictures of sessions."""
-    ids = some(listed(session, session_ids))
+    ids = some(many_ids(run, session, session_ids))
     answer = run.client.get_session_screenshots(
         [
             GetSessionScreenshotRequestData(
@@ -254,11 +260,10 @@ def update_session_permissions(
     owner: ItsOwner = None,
 ) -> None:
     """Replace the permissions of a session."""
-    id = one_id(session, session_id)
+    rules = permissions(permissions_file)
+    id = one_id(run, session, session_id, owner)
     asked = UpdateSessionPermissionsRequestData(
-        session_id=id,
-        owner=owner or whose(run, id),
-        permissions_file=permissions(permissions_file),
+        session_id=id, owner=owner or whose(run, id), permissions_file=rules
     )
     run.output.finish(run.client.update_session_permissions([asked]))
 
@@ -292,22 +297,20 @@ def require_ready(run: Invocation, id: str, session: Session | None) -> None:
     raise run.output.failure(": ".join(part for part in told if part))
 
 
-def whose(run: Invocation, session_id: str) -> str:
-    """Return who is meant where nobody was named; asks the broker where root means an owner."""
-    return meant(seen(run, session_id) if is_root() else None)
+def one_id(run: Invocation, argument: str | None, option: str | None, user: str | None) -> str:
+    """Return the one id that was given, or is meant by a name."""
+    [given] = some([id for id in (argument, option) if id], most=1)
+    return id_of(run, given, user) if argument else given
 
 
-def meant(session: Session | None) -> str:
-    """Return who is meant where nobody was named: for root, whoever owns the session."""
-    return session.owner if session is not None and is_root() else current_user()
-
-
-def seen(run: Invocation, session_id: str) -> Session | None:
-    return next(iter(run.client.sessions(session_ids=[session_id])), None)
-
-
-def one_id(argument: str | None, option: str | None) -> str:
-    return some([id for id in (argument, option) if id], most=1)[0]
+def many_ids(
+    run: Invocation,
+    arguments: Sequence[str] | None,
+    options: Sequence[str] | None,
+    user: str | None = None,
+) -> list[str]:
+    """Return the ids that were given one by one, or are meant by names, or stand in lists."""
+    return [*(id_of(run, each, user) for each in arguments or ()), *listed(None, options)]
 
 
 def listed(arguments: Sequence[str] | None, options: Sequence[str] | None) -> list[str]:
