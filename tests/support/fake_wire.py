@@ -118,6 +118,11 @@ class Line:
         self.down.send(text)
 
     @property
+    def seconds(self) -> float:
+        """Return the virtual time."""
+        return self._loop.seconds
+
+    @property
     def is_over(self) -> bool:
         return self.agent_knows_end and self.broker_knows_end
 
@@ -180,6 +185,11 @@ class AgentEnd:
 
     def __init__(self, line: Line) -> None:
         self._line = line
+        self._heard_at = line.seconds
+
+    @property
+    def silent_seconds(self) -> float:
+        return self._line.seconds - self._heard_at
 
     async def __aenter__(self) -> Self:
         return self
@@ -191,6 +201,7 @@ class AgentEnd:
         text = await self._line.down.receive()
         if text is None:
             raise ConnectionClosedError(None, None)
+        self._heard_at = self._line.seconds
         return text
 
     async def send(self, content: bytes, *, text: bool) -> None:

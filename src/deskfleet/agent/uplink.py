@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Coroutine
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus, WebSocketException
@@ -73,12 +73,16 @@ async def first_end(*steps: Coroutine[Any, Any, None]) -> None:
 
 
 class _Socket(ClientConnection):
-    """Knows when anything came last, by its event loop's time."""
+    """Knows for how long nothing has come, not even a part of a message."""
 
-    heard_at = 0.0
+    _heard_at = 0.0
+
+    @property
+    def silent_seconds(self) -> float:
+        return self.loop.time() - self._heard_at
 
     def data_received(self, data: bytes) -> None:
-        self.heard_at = self.loop.time()
+        self._heard_at = self.loop.time()
         super().data_received(data)
 
 
@@ -163,8 +167,8 @@ class Uplink:
             ping_interval=None,
             proxy=None,
             create_connection=_Socket,
-        ) as socket:
-            assert isinstance(socket, _Socket)
+        ) as opened:
+            socket = cast(_Socket, opened)
             link = AgentLink(self._clock.monotonic())
             refusal = await self._greet(socket, link)
             if refusal is not None:
@@ -263,7 +267,7 @@ class Uplink:
                 async with asyncio.timeout(limit):
                     await (await socket.ping())
             except TimeoutError as error:
-                if socket.loop.time() - socket.heard_at > limit:
+                if socket.silent_seconds > limit:
                     raise Unavailable("the broker is silent") from error
             else:
                 await asyncio.sleep(limit)
