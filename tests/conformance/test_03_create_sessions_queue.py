@@ -44,8 +44,11 @@ class TestEnqueueRequest:
         wanted = f"tag:played = '{name}'"
         created = api.create(owner, EnqueueRequest=True, Requirements=wanted)
         assert waits(api, created["Id"])
+        assert NO_PLACE in created["StateReason"].lower()
         server = play(name=name)
-        assert api.wait(created["Id"], "READY")["Server"]["Id"] == server.id
+        ready = api.wait(created["Id"], "READY")
+        assert ready["Server"]["Id"] == server.id
+        assert "StateReason" not in ready
 
     def test_true_it_is_placed_when_a_seat_comes_free(
         self, api: Api, owner: str, play: Play

@@ -335,7 +335,7 @@ def test_waiting_gives_up_with_a_reason(state: dict[str, str], client: Client) -
     )
     (told,) = ended.json["SuccessfulList"]
     assert ended.code == 254
-    assert f"{told['Id']} is CREATING: " in ended.err
+    assert f"{told['Id']} is CREATING: queued: No DCV server found" in ended.err
     deskfleet("delete-session", told["Id"], "--wait", **state)
 
 

@@ -58,12 +58,27 @@ class TestOrder:
     def test_the_oldest_is_first_and_newcomers_come_last(self) -> None:
         fleet = a_fleet(a_wish("b", 2), a_wish("a", 1), *one_server(1))
         done = one_pass(fleet, [a_wish("new", 3)])
-        assert done.outcomes == [a_wish("new", 3)]
+        [new] = done.outcomes
+        assert isinstance(new, Session)
+        assert new.id == "new"
         placed = fleet.session("a")
         assert placed is not None
         assert (placed.server_id, placed.generation) == ("n1", 1)
         assert waiting(fleet) == ["b", "new"]
         assert done.oldest == NOON + timedelta(seconds=2)
+
+    def test_who_waits_is_told_why_until_there_is_a_place(self) -> None:
+        fleet = a_fleet(*one_server(0))
+        [new] = one_pass(fleet, [a_wish("new")]).outcomes
+        [refusal] = one_pass(fleet, [a_wish("other", enqueue=False)]).outcomes
+        assert isinstance(new, Session)
+        assert isinstance(refusal, Refusal)
+        assert new.reason == f"queued: {refusal.reason}"
+        apply(fleet, [some_facts(max_virtual_sessions=1)])
+        one_pass(fleet)
+        placed = fleet.session("new")
+        assert placed is not None
+        assert (placed.server_id, placed.reason) == ("n1", None)
 
     def test_who_does_not_fit_holds_up_nobody(self) -> None:
         picky = a_wish("a", requirements="tag:gpu = 'yes'")

@@ -273,14 +273,14 @@ def await_state(run: Invocation, session: Session, state: str, limit: float) -> 
 
     Who interrupts that is told its id, which hasn't been printed yet.
     """
+
+    def told(now: Session) -> str:
+        parts = (now.name or now.id, now.state, now.state_reason)
+        return ": ".join(part for part in parts if part)
+
     try:
-        with run.output.spinner(f"{session.name or session.id}: {session.state}") as spin:
-            return run.client.wait_for(
-                session.id,
-                state,
-                limit,
-                seen=lambda now: spin(f"{now.name or now.id}: {now.state}"),
-            )
+        with run.output.spinner(told(session)) as spin:
+            return run.client.wait_for(session.id, state, limit, seen=lambda now: spin(told(now)))
     except KeyboardInterrupt:
         run.output.tell(f"{session.id} is not waited for any longer, and lives on")
         raise

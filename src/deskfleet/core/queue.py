@@ -128,9 +128,10 @@ class Pass:
             return refusal
         if self._room <= 0:
             return Refusal(f"{refusal.reason}; the queue is full")
-        self._write(session)
-        self._wait(session, self.moment)
-        return session
+        queued = sessions.replace(session, reason=f"queued: {refusal.reason}")
+        self._write(queued)
+        self._wait(queued, self.moment)
+        return queued
 
     def _wait(self, session: Session, since: Moment) -> None:
         self._room -= 1

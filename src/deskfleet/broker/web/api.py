@@ -297,7 +297,7 @@ class Api:
 
     def _created(self, session: Session) -> shapes.Session:
         # The answer to a create always says so, also where a place was found at once.
-        seen = Seen(State.CREATING, Substate.SESSION_PLACING)
+        seen = Seen(State.CREATING, Substate.SESSION_PLACING, session.reason)
         return self._session(SessionView(session, seen, None, None))
 
     def _session(self, view: SessionView, user: str | None = None) -> shapes.Session:
