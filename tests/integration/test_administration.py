@@ -267,6 +267,13 @@ class TestWatch:
 
         run(scenario)
 
+    def test_who_has_said_that_it_ends_is_not_listened_for(self) -> None:
+        async def scenario(house: TestHouse) -> None:
+            await house.write(a_broker("b2", beat=7, retired=True))
+            assert await self.watch(house).look() == []
+
+        run(scenario)
+
     def test_it_ends_as_soon_as_all_are_heard_or_gone(self) -> None:
         async def scenario(house: TestHouse) -> None:
             assert await self.watch(house).look() == []

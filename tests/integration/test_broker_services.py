@@ -930,6 +930,31 @@ class TestLiveness:
 
         asyncio.run(whole())
 
+    def test_a_stop_in_order_is_no_worse_than_a_crash(self) -> None:
+        """The agents that a broker held have found another before anybody misses them."""
+
+        async def whole() -> None:
+            store, clock = MemoryStore(), FakeClock()
+            async with a_house(store, clock=clock) as one, a_house(store, broker_id="b2") as two:
+                await two.beat()
+                await PlayedAgent(two, "n1").connect()
+                await two.links.close()
+                await two.housekeeping.retire()
+                await one.replica.catch_up()
+                assert one.liveness.others() == []
+                # Who starts now, in its place perhaps, has not missed them either.
+                async with a_house(store, clock=clock, broker_id="b3") as three:
+                    clock.advance(4 * BEAT_SECONDS - 0.1)
+                    for house in (one, three):
+                        assert house.liveness.is_reachable("n1")
+                        assert house.liveness.reachable_now()("n1")
+                    clock.advance(0.2)
+                    for house in (one, three):
+                        assert not house.liveness.is_reachable("n1")
+                        assert not house.liveness.reachable_now()("n1")
+
+        asyncio.run(whole())
+
     def test_a_link_that_is_down_is_not_reachable(self) -> None:
         async def scenario(house: TestHouse) -> None:
             await house.write(a_link("n1", broker_id="b1"), a_link("n2", broker_id="b1", up=False))
@@ -1174,7 +1199,7 @@ class TestHousekeeping:
             assert stored(house.store, Broker) == [replace(house.broker, beat=2)]
             await house.housekeeping.retire()
             await house.beat()
-            assert stored(house.store, Broker) == []
+            assert stored(house.store, Broker) == [replace(house.broker, beat=3, retired=True)]
             await house.housekeeping.retire()
 
         run(scenario)

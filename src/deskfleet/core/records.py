@@ -208,12 +208,14 @@ class Facts(Frozen, frozen=True, tag="facts"):
 
 
 class Broker(Frozen, frozen=True, tag="broker"):
-    """A running broker. `beat` grows every few seconds; readers time it with their own clocks."""
+    """A broker. `beat` grows every few seconds; readers time it with their own clocks."""
 
     id: str
     url: str
     """Where other brokers reach it: its agent port."""
     beat: int = 0
+    retired: bool = False
+    """It was stopped in order. The links that it held have their grace, as those of a dead one."""
 
 
 class ApiClient(Frozen, frozen=True, tag="api-client"):

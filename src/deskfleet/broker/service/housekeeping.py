@@ -88,12 +88,15 @@ class Housekeeping:
             await asyncio.sleep(every_seconds)
 
     async def retire(self) -> None:
-        """Take this broker's record away, so that nobody waits for it."""
+        """Say with a last beat that this broker ends; its agents have their grace."""
         self._retired = True
 
         def decision() -> tuple[None, ChangeSet]:
-            revision = self._fleet.revision_of(Broker, self._broker.id)
-            return None, (Drop("broker", self._broker.id, revision),) if revision else ()
+            mine = self._fleet.get(Broker, self._broker.id)
+            if mine is None or mine.retired:
+                return None, ()
+            last = replace(mine, beat=mine.beat + 1, retired=True)
+            return None, (Put(last, self._fleet.revision_of(Broker, mine.id)),)
 
         await self._replica.decide(decision)
 

@@ -98,7 +98,7 @@ class Links:
             return
         del self._held[agent.server_id]
         if self._closed:
-            # This broker's record goes with it, which tells as much as a lost link.
+            # This broker says that it ends, or is silent, which tells as much as a lost link.
             return
         log.info("link.lost", extra={"server_id": agent.server_id, "epoch": agent.link.epoch})
         silent = agent.link.is_silent(self._house.clock.monotonic())

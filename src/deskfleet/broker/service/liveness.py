@@ -1,7 +1,8 @@
 """Who can be heard: brokers by their beats, servers through the broker that holds their link.
 
 A broker is dead for this one when it has shown no new beat for `dead_after` seconds of *this*
-machine's monotonic clock; wall clocks of two machines are never compared. Nothing here is
+machine's monotonic clock; wall clocks of two machines are never compared. One that has said that
+it ends gives its agents as long to find another: a stop is no worse than a crash. Nothing here is
 written to the store, so nobody has to remember to take it back.
 """
 
@@ -47,14 +48,15 @@ class Liveness:
 
     def alive(self) -> frozenset[str]:
         """Return the ids of all brokers that live, this one included."""
-        return frozenset([self._broker_id, *(broker.id for broker in self.others())])
+        living = (broker.id for broker in self._fleet.each(Broker) if self.is_alive(broker.id))
+        return frozenset([self._broker_id, *living])
 
     def others(self) -> list[Broker]:
-        """Return the other brokers that live."""
+        """Return the other brokers that live, and have not said that they end."""
         return [
             broker
             for broker in self._fleet.each(Broker)
-            if broker.id != self._broker_id and self.is_alive(broker.id)
+            if broker.id != self._broker_id and not broker.retired and self.is_alive(broker.id)
         ]
 
     def dead(self, *, for_seconds: float) -> list[Broker]:

@@ -43,7 +43,8 @@ class Watch:
         began, limit = self._clock.monotonic(), self._patience if seconds is None else seconds
         while True:
             await self._replica.catch_up()
-            brokers = sorted(self._replica.fleet.each(Broker), key=lambda one: one.id)
+            known = (one for one in self._replica.fleet.each(Broker) if not one.retired)
+            brokers = sorted(known, key=lambda one: one.id)
             silence = self._clock.monotonic() - began
             alive = {one.id for one in self._liveness.others()}
             if silence >= limit or len(alive) == len(brokers):
