@@ -337,6 +337,30 @@ def test_a_socket_needs_the_cookie_of_its_session_and_its_own_origin(tmp_path: P
     run(main())
 
 
+def test_the_port_of_https_makes_no_other_origin(tmp_path: Path) -> None:
+    """As nginx sends it with `proxy_set_header Host $host:$server_port`, and browsers don't."""
+
+    async def main() -> None:
+        async with (
+            rfb_server(tmp_path) as rfb,
+            entrance(tmp_path, rfb.desktop()) as at,
+            browser(at) as page,
+        ):
+            for host, origin, status in (
+                ("desk1.example.org:443", "https://desk1.example.org", 204),
+                ("desk1.example.org", "https://desk1.example.org:443", 204),
+                ("desk1.example.org:444", "https://desk1.example.org", 403),
+                ("desk1.example.org:443", "https://desk1.example.org:444", 403),
+                ("desk1.example.org:443", "http://desk1.example.org", 403),
+                (":443", "https://:443", 403),
+            ):
+                token = at.verifier.token(SESSION, ALICE)
+                answer = await page.swap(SESSION, token, Host=host, Origin=origin)
+                assert answer.status_code == status, (host, origin)
+
+    run(main())
+
+
 def test_connections_are_counted_and_limited(tmp_path: Path) -> None:
     async def main() -> None:
         async with (

@@ -366,8 +366,10 @@ def _same_origin(connection: HTTPConnection) -> bool:
         origin = urlsplit(connection.headers.get("origin", ""))
     except ValueError:
         return False
-    host = connection.headers.get("host", "")
-    return origin.scheme == "https" and bool(host) and origin.netloc.lower() == host.lower()
+    # Browsers leave the port out where it is that of https; some proxies put it in.
+    host = connection.headers.get("host", "").lower().removesuffix(":443")
+    asked = origin.netloc.lower().removesuffix(":443")
+    return origin.scheme == "https" and bool(host) and asked == host
 
 
 def _subprotocol(browser: WebSocket) -> str | None:
