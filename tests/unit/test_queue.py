@@ -14,6 +14,7 @@ from deskfleet.core.fleet import Fleet
 from deskfleet.core.placement import Refusal
 from deskfleet.core.queue import Moment, Pass, QueueLimits
 from deskfleet.core.records import Record, Session, SessionRequest
+from deskfleet.core.session import replace
 from support.builders import NOON, a_fleet, a_request, a_server, a_session, some_facts
 from support.fleets import apply, fleets, requests, steps
 
@@ -52,6 +53,15 @@ def a_wish(id: str, seconds: int = 0, **fields: object) -> Session:
 
 def one_server(seats: int) -> tuple[Record, Record]:
     return a_server(), some_facts(max_virtual_sessions=seats)
+
+
+def same_wish(
+    step: Record | tuple[str, str], wishes: dict[str, SessionRequest]
+) -> Record | tuple[str, str]:
+    """Return what happens, as what was asked for under an id never changes."""
+    if not isinstance(step, Session):
+        return step
+    return replace(step, request=wishes.setdefault(step.id, step.request))
 
 
 class TestOrder:
@@ -234,8 +244,9 @@ class TestMemory:
     ) -> None:
         limits = QueueLimits(size=100, wait=timedelta(days=1))
         judged: Mapping[str, Moment] = NOTHING
+        wishes = {session.id: session.request for session in fleet.each(Session)}
         for step in [[], *happened]:
-            apply(fleet, step)
+            apply(fleet, [same_wish(each, wishes) for each in step])
             # Late ones stop after each search; several together do what one does.
             for _ in range(30):
                 without = one_pass(fleet, limits=limits, commit=False)
