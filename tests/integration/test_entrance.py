@@ -564,6 +564,48 @@ def test_a_silent_user_directory_holds_up_nobody_else(
         answering.set()
 
 
+@pytest.mark.parametrize("meanwhile", ["shut out", "ended"])
+def test_who_waits_for_a_user_directory_is_judged_by_what_holds_then(
+    meanwhile: str, tmp_path: Path
+) -> None:
+    asked, answering = threading.Event(), threading.Event()
+    answering.set()
+
+    def groups(_user: str) -> frozenset[str]:
+        asked.set()
+        answering.wait(30)
+        return frozenset({"lab"})
+
+    async def main() -> None:
+        async with (
+            rfb_server(tmp_path) as rfb,
+            entrance(
+                tmp_path,
+                rfb.desktop(permissions=only("osgroup:lab allow display unsupervised-access")),
+                groups=groups,
+            ) as at,
+            browser(at) as page,
+        ):
+            await page.admit("carol")
+            asked.clear()
+            answering.clear()
+            coming = asyncio.create_task(status_of(page.socket()))
+            await until(asked.is_set, "the question")
+            # As the loop does it: what holds is changed, and all who are there are sent away.
+            if meanwhile == "ended":
+                del at.desktops.known[SESSION]
+            else:
+                at.desktops.known[SESSION] = rfb.desktop(permissions=OWNER_ONLY)
+            at.attendance.close_all(SESSION)
+            answering.set()
+            assert await coming == (410 if meanwhile == "ended" else 403)
+
+    try:
+        run(main())
+    finally:
+        answering.set()
+
+
 def test_a_guest_without_unsupervised_access_is_there_only_with_the_owner(tmp_path: Path) -> None:
     async def main() -> None:
         async with (

@@ -294,8 +294,7 @@ class _Entrance:
             return _NOT_A_TOKEN
         if claims.session_id != session_id:
             return _FOREIGN
-        desktop = self._desktops.find(session_id)
-        if desktop is None:
+        if self._desktops.find(session_id) is None:
             return _NOT_HERE
         try:
             user = await check(session_id, token, _address(connection))
@@ -304,10 +303,13 @@ class _Entrance:
         if user is not None:
             vouch(connection.scope)
             try:
-                may_see = Feature.DISPLAY in await self._features(desktop, user)
+                found = await self._found(session_id, user)
             except Unavailable:
                 return _UNCHECKED
-            return (user, desktop) if may_see else _NOT_ALLOWED
+            if found is None:
+                return _NOT_HERE
+            desktop, features = found
+            return (user, desktop) if Feature.DISPLAY in features else _NOT_ALLOWED
         now = self._clock.now().timestamp()
         expired = claims.expires_at is not None and claims.expires_at <= now
         return _EXPIRED if expired else _NOT_A_TOKEN
@@ -318,13 +320,13 @@ class _Entrance:
         if admission is None:
             return _NOT_ADMITTED
         vouch(connection.scope)
-        desktop = self._desktops.find(session_id)
-        if desktop is None:
-            return _ENDED
         try:
-            features = await self._features(desktop, admission.user)
+            found = await self._found(session_id, admission.user)
         except Unavailable:
             return _UNCHECKED
+        if found is None:
+            return _ENDED
+        desktop, features = found
         if Feature.DISPLAY not in features:
             return _NOT_ALLOWED
         standing = Standing(admission, desktop, features)
@@ -332,12 +334,22 @@ class _Entrance:
             return _UNSUPERVISED
         return standing
 
-    async def _features(self, desktop: Desktop, user: str) -> frozenset[Feature]:
-        """Decide what a user may do. Raises `Unavailable` while groups that count aren't known."""
-        permissions, groups = desktop.permissions, frozenset[str]()
-        if permissions.depend_on_os_groups:
+    async def _found(self, session_id: str, user: str) -> tuple[Desktop, frozenset[Feature]] | None:
+        """Find a desktop, and decide what a user may do there.
+
+        Raises `Unavailable` while groups that count aren't known.
+        """
+        groups: frozenset[str] | None = None
+        while True:
+            # Anew once the groups are known: until then permissions may change, and whom that
+            # concerns is not among the visitors yet who are sent to be checked again.
+            desktop = self._desktops.find(session_id)
+            if desktop is None:
+                return None
+            if groups is not None or not desktop.permissions.depend_on_os_groups:
+                known = groups or frozenset()
+                return desktop, desktop.permissions.features(user, desktop.owner, known)
             groups = await self._groups.of(user)
-        return permissions.features(user, desktop.owner, groups)
 
     def _log_refusal(self, refused: Refused, connection: HTTPConnection, session_id: str) -> None:
         address = _address(connection)
