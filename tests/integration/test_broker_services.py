@@ -1371,6 +1371,25 @@ class TestLinks:
 
         run(scenario)
 
+    def test_load_that_could_not_be_written_is_due_still(self) -> None:
+        store = UnsteadyStore()
+        store.armed_for = Facts
+
+        async def scenario(house: TestHouse) -> None:
+            agent = await PlayedAgent(house, "n1").connect()
+            house.clock.advance(31)
+            moved = FactsChanged(epoch=agent.epoch, facts=some_facts(load=(3.0, 1.0, 1.0)))
+            store.failures = [Unavailable("the store is busy")]
+            with pytest.raises(Unavailable):
+                await agent.session.hear(moved)
+            # As its writer does: what could not be written is written again.
+            await agent.session.hear(moved)
+            told = house.replica.fleet.facts("n1")
+            assert told is not None
+            assert told.host.load == (3.0, 1.0, 1.0)
+
+        run(scenario, store=store)
+
     def test_what_an_agent_says_of_times_can_not_hurt_a_reader(self) -> None:
         async def scenario(house: TestHouse) -> None:
             agent = await PlayedAgent(house, "n1").connect()

@@ -158,8 +158,11 @@ class AgentSession:
                 self._dirty.set()
             case FactsChanged():
                 facts = replace(message.facts, id=self.server_id)
-                even_load = self._is_load_due()
+                now = self._house.clock.monotonic()
+                even_load = now - self._load_written_at >= LOAD_SECONDS
                 await self._write(lambda: take_facts(self._fleet, facts, even_load=even_load))
+                if even_load:
+                    self._load_written_at = now
             case PicturePart() | Screenshot():
                 self.camera.hear(message)
 
@@ -190,13 +193,6 @@ class AgentSession:
             self._has_told = True
             facts = {"server_id": self.server_id, "sessions": self._turned_away}
             log.warning("sessions.not-adopted", extra=facts)
-
-    def _is_load_due(self) -> bool:
-        now = self._house.clock.monotonic()
-        if now - self._load_written_at < LOAD_SECONDS:
-            return False
-        self._load_written_at = now
-        return True
 
     # The desired set
 
