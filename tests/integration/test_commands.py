@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from deskfleet.agent.drivers import commands
 from deskfleet.errors import Unavailable
 from deskfleet.machine import here
-from support.waiting import until
+from support.waiting import soon, until
 
 PYTHON = [sys.executable, "-ISc"]
 STUBBORN = """
@@ -157,6 +158,37 @@ def test_cancelling_at_once_leaves_nothing() -> None:
 
     asyncio.run(story())
     until(lambda: not children() - before)
+
+
+def test_cancelling_once_more_does_not_leave_it_half_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before, kill = children(), commands._kill_all
+    begun, may_end = threading.Event(), threading.Event()
+
+    def slowly(call: commands._Call) -> None:
+        begun.set()
+        may_end.wait(20)
+        kill(call)
+
+    monkeypatch.setattr(commands, "_kill_all", slowly)
+
+    async def story() -> None:
+        running = asyncio.create_task(commands.run(["/bin/sleep", "300"], limit_seconds=60))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        running.cancel()
+        await soon(begun.is_set)
+        running.cancel()
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert not running.done()
+        may_end.set()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert not children() - before
+
+    asyncio.run(story())
 
 
 @pytest.mark.parametrize("output", ["stdout", "stderr"])

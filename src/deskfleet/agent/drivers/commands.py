@@ -104,7 +104,7 @@ async def run(argv: Sequence[str], *, limit_seconds: float, max_bytes: int = MEG
         call = await settled(starting)
     except asyncio.CancelledError:
         if not starting.cancelled() and starting.exception() is None:
-            await _end(starting.result())
+            await settled(asyncio.ensure_future(_end(starting.result())))
         raise
     answer: Answer | None = None
     try:
