@@ -32,6 +32,7 @@ from deskfleet.machine import here
 from deskfleet.ports import SessionSpec
 from support.builders import a_request
 from support.fake_hosts import Disk
+from support.out_of_threads import out_of_threads
 
 
 def entry(generation: int = 1, phase: Phase = Phase.RUNNING, reason: str | None = None) -> Entry:
@@ -273,6 +274,17 @@ class TestJournal:
                 assert copy.memory.entries == journal.entries
 
         self.run(path, scenario)
+
+    def test_a_machine_that_runs_out_of_threads_notes_on(self, path: Path) -> None:
+        async def whole() -> None:
+            journal = Journal(JournalFile(path))
+            with out_of_threads():
+                async with asyncio.timeout(20):
+                    await journal.write("s1", entry())
+            assert journal.entries == {"s1": entry()}
+            await journal.close()
+
+        asyncio.run(whole())
 
     def test_what_waits_at_one_moment_goes_together(self, path: Path) -> None:
         async def scenario(journal: Journal, file: CountedFile, disk: Disk) -> None:

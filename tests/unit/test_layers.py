@@ -32,6 +32,7 @@ BROAD_EXCEPTS = {
     "agent/drivers/dcv.py": "undoes a creation, and raises on; supervisor of the looks",
     "agent/drivers/xvnc.py": "clears what an attempt has left, and raises on",
     "agent/drivers/xvnc_clearing.py": "supervisor of a clearing: what owners bring about ends none",
+    "agent/threads.py": "a thread lives on; who waits is told",
     "agent/uplink.py": "an agent without a link is of no use: supervisor of the link",
     "broker/stores/group_commit.py": "the store thread lives on; who waits is told",
     "broker/stores/sql.py": "gives a connection back, and raises on",

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeAlias, TypeVar
 
 from deskfleet.agent.journal_file import Entry, Failure, JournalFile, Line
 from deskfleet.agent.settling import settled
+from deskfleet.agent.threads import Threads
 from deskfleet.errors import Unavailable
 
 SLOW_SECONDS = 10.0
@@ -41,8 +41,10 @@ class Journal:
     def __init__(self, file: JournalFile, off_loop: OffLoop | None = None) -> None:
         self._memory = file.memory.copy()
         self._file = file
-        self._thread = ThreadPoolExecutor(1, "journal")
-        self._off_loop = off_loop or self._in_thread
+        self._threads: Threads | None = None
+        if off_loop is None:
+            off_loop = self._threads = Threads(1, "journal")
+        self._off_loop = off_loop
         self._waiting: list[Waiting] = []
         self._idle = asyncio.Event()
         self._idle.set()
@@ -93,7 +95,8 @@ class Journal:
         """Finish what waits; nothing may be written any more."""
         await self._idle.wait()
         self._file.close()
-        self._thread.shutdown(wait=False)
+        if self._threads is not None:
+            self._threads.close()
 
     def _wake(self) -> None:
         if self._idle.is_set():
@@ -136,6 +139,3 @@ class Journal:
         else:
             self._failure = f"the journal of the agent can't be written: {failure}"
             answer.set_exception(Unavailable(self._failure))
-
-    def _in_thread(self, call: Callable[[], T]) -> asyncio.Future[T]:
-        return asyncio.get_running_loop().run_in_executor(self._thread, call)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
+from deskfleet.agent.threads import Threads
 from deskfleet.errors import Unavailable
 
 THREADS = 4
@@ -21,15 +22,14 @@ LIMIT_SECONDS = 5.0
 class Groups:
     def __init__(self, ask: Callable[[str], frozenset[str]]) -> None:
         self._ask = ask
-        self._threads = ThreadPoolExecutor(THREADS, "groups")
+        self._threads = Threads(THREADS, "groups")
         self._asked: dict[str, asyncio.Future[frozenset[str]]] = {}
 
     async def of(self, user: str) -> frozenset[str]:
         """Return the names of a user's groups; raise `Unavailable` where nobody says in time."""
         asked = self._asked.get(user)
         if asked is None:
-            loop = asyncio.get_running_loop()
-            asked = self._asked[user] = loop.run_in_executor(self._threads, self._ask, user)
+            asked = self._asked[user] = self._threads(partial(self._ask, user))
             asked.add_done_callback(lambda done: self._answered(user, done))
         try:
             async with asyncio.timeout(LIMIT_SECONDS):

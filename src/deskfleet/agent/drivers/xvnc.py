@@ -16,7 +16,6 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from io import FileIO
@@ -44,6 +43,7 @@ from deskfleet.agent.drivers.xvnc_plan import Plan, Planner
 from deskfleet.agent.drivers.xvnc_record import Records, SessionRecord
 from deskfleet.agent.drivers.xvnc_remains import Remains
 from deskfleet.agent.settling import settled
+from deskfleet.agent.threads import Threads
 from deskfleet.errors import Missing, StartFailed, Unavailable
 from deskfleet.ports import Clock, Picture, Running, SessionSpec
 
@@ -102,7 +102,7 @@ class XvncDriver:
             start_limit_seconds=start_limit_seconds,
         )
         self._sessions: dict[str, _Session] = {}
-        self._threads = ThreadPoolExecutor(_THREADS, "xvnc")
+        self._threads = Threads(_THREADS, "xvnc")
         self._remains = Remains(lambda key: self._begin(clear, self._folders, self._records, key))
         self._large_picture = threading.Lock()
         self._on_end: Callable[[str, str], None] = lambda _session_id, _reason: None
@@ -134,7 +134,7 @@ class XvncDriver:
         self._sessions.clear()
         if self._hold is not None:
             await self._to_the_end(self._hold.leave, self._folders.is_unused)
-        self._threads.shutdown(wait=False)
+        self._threads.close()
 
     def running(self) -> Sequence[Running]:
         """Return our sessions; one that ends is there until nothing is left of it."""
@@ -356,8 +356,7 @@ class XvncDriver:
     def _begin(
         self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     ) -> asyncio.Future[T]:
-        job = functools.partial(function, *args, **kwargs)
-        return asyncio.get_running_loop().run_in_executor(self._threads, job)
+        return self._threads(functools.partial(function, *args, **kwargs))
 
     async def _in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await self._begin(function, *args, **kwargs)
