@@ -14,6 +14,7 @@ import io
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from deskfleet.agent.drivers import dcv_plan
@@ -24,6 +25,7 @@ from deskfleet.agent.drivers.dcv_platform import DcvPlatform, Preparation
 from deskfleet.agent.drivers.dcv_record import DcvRecords, intended
 from deskfleet.agent.drivers.dcv_server import DEFAULT_DOORS, DcvServer
 from deskfleet.agent.drivers.dcv_sessions import SURE_SECONDS, DcvSessions
+from deskfleet.agent.drivers.lookups import Lookups
 from deskfleet.agent.drivers.pictures import encode, picture_format
 from deskfleet.agent.settling import settled
 from deskfleet.errors import Missing, StartFailed, Unavailable
@@ -64,6 +66,7 @@ class DcvDriver:
         self._server, self._platform, self._clock = server, platform, clock
         self._sessions = DcvSessions(server, DcvRecords(state), clock)
         self._files = files
+        self._lookups = Lookups()
         self._poll_seconds, self._proof_seconds = poll_seconds, proof_seconds
         self.on_change: Callable[[], None] = lambda: None
         self._shown: list[Running] = []
@@ -90,6 +93,7 @@ class DcvDriver:
             self._polling.cancel()
             await asyncio.gather(self._polling, return_exceptions=True)
         await self._sessions.close()
+        self._lookups.close()
 
     def _tell_of_replaced(self, ended: Iterable[tuple[str, str]]) -> None:
         """Tell of sessions that ended while no agent was there, and whose id another one has.
@@ -230,7 +234,7 @@ class DcvDriver:
 
     async def _start(self, spec: SessionSpec) -> None:
         session_id = spec.session_id
-        preparation = await asyncio.to_thread(self._platform.prepare, spec)
+        preparation = await self._lookups.of(partial(self._platform.prepare, spec))
         self._begin(spec, preparation)
         try:
             why = await self._create(spec, preparation)

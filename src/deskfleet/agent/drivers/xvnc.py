@@ -26,6 +26,7 @@ import msgspec
 
 from deskfleet.agent.drivers.cgroups import enter_group, make_group
 from deskfleet.agent.drivers.leader_copy import install_leader, remove_other_copies
+from deskfleet.agent.drivers.lookups import Lookups
 from deskfleet.agent.drivers.owners import OwnerPolicy
 from deskfleet.agent.drivers.pictures import encode, picture_format
 from deskfleet.agent.drivers.processes import boot_id, identify, watch
@@ -103,6 +104,7 @@ class XvncDriver:
         )
         self._sessions: dict[str, _Session] = {}
         self._threads = Threads(_THREADS, "xvnc")
+        self._lookups = Lookups()
         self._remains = Remains(lambda key: self._begin(clear, self._folders, self._records, key))
         self._large_picture = threading.Lock()
         self._on_end: Callable[[str, str], None] = lambda _session_id, _reason: None
@@ -134,6 +136,7 @@ class XvncDriver:
         self._sessions.clear()
         if self._hold is not None:
             await self._to_the_end(self._hold.leave, self._folders.is_unused)
+        self._lookups.close()
         self._threads.close()
 
     def running(self) -> Sequence[Running]:
@@ -145,7 +148,7 @@ class XvncDriver:
         is removed later, and `stop` knows of it."""
         if await self._runs_already(spec):
             return
-        plan = await self._in_thread(self._planner.plan, spec)
+        plan = await self._lookups.of(functools.partial(self._planner.plan, spec))
         try:
             await self._bring_up(plan)
         except BaseException as error:
