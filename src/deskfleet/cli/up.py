@@ -154,26 +154,30 @@ def _alone(state: Path) -> AbstractContextManager[None]:
 async def _everything(
     broker: BrokerSettings, agent: AgentSettings
 ) -> AsyncIterator[tuple[Doors, Agent]]:
-    async with broker_main.running(broker) as doors:
-        statement = await _statement(doors, agent.state)
-        joined = dataclasses.replace(
-            agent,
-            broker_url=f"https://localhost:{doors.agent_port}",
-            ca_file=doors.ca_file,
-            software_statement_path=statement,
-        )
-        async with agent_main.running(joined, tls_folder=doors.ca_file.parent) as server:
+    async with broker_main.running(broker) as doors, contextlib.AsyncExitStack() as running:
+        with contextlib.ExitStack() as enrolment:
+            statement = await _statement(doors, agent.state)
             if statement is not None:
-                statement.unlink()
-            try:
-                async with asyncio.timeout(LINK_SECONDS):
-                    await server.linked.wait()
-            except TimeoutError as error:
-                raise SetupFailed(
-                    "the agent could not reach the broker on this machine; the log says why:"
-                    f" {broker.state / LOG_FILE}"
-                ) from error
-            yield doors, server
+                # Whatever comes of it: the next start makes another one, where it needs one.
+                enrolment.callback(statement.unlink)
+            joined = dataclasses.replace(
+                agent,
+                broker_url=f"https://localhost:{doors.agent_port}",
+                ca_file=doors.ca_file,
+                software_statement_path=statement,
+            )
+            server = await running.enter_async_context(
+                agent_main.running(joined, tls_folder=doors.ca_file.parent)
+            )
+        try:
+            async with asyncio.timeout(LINK_SECONDS):
+                await server.linked.wait()
+        except TimeoutError as error:
+            raise SetupFailed(
+                "the agent could not reach the broker on this machine; the log says why:"
+                f" {broker.state / LOG_FILE}"
+            ) from error
+        yield doors, server
 
 
 async def _statement(doors: Doors, agent_state: Path) -> Path | None:
