@@ -143,6 +143,30 @@ def test_an_error_that_nobody_foresaw_is_not_the_end(
     assert all(one.__dict__["session_id"] == "s-1" for one in caplog.records if one.exc_info)
 
 
+def test_many_ends_at_once_do_not_keep_an_agent_from_saying_how_it_is(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_end = threading.Event()
+    monkeypatch.setattr(xvnc, "clear", lambda *_: may_end.wait(60))
+
+    async def scene() -> None:
+        driver = xvnc_driver(folder)
+        await driver.open(Ends())
+        ends = [driver._remains.begin(f"{number:08x}", None) for number in range(40)]
+        for _ in range(10):
+            await asyncio.sleep(0)
+        try:
+            async with asyncio.timeout(20):
+                await driver.trouble()
+            assert not any(one.tried.done() for one in ends)
+        finally:
+            may_end.set()
+        await asyncio.wait({one.gone for one in ends})
+        await driver.close()
+
+    asyncio.run(scene())
+
+
 def test_an_end_that_broke_is_no_end(
     folder: Path, leader: Leader, monkeypatch: pytest.MonkeyPatch
 ) -> None:

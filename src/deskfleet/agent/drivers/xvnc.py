@@ -202,7 +202,8 @@ class XvncDriver:
     async def trouble(self) -> str | None:
         now = self._clock.monotonic()
         if self._trouble is None or now - self._trouble[0] >= _TROUBLE_SECONDS:
-            self._trouble = now, await self._in_thread(self._installation.trouble)
+            # Not behind starts and ends, which may be many: the agent beats no sooner.
+            self._trouble = now, await asyncio.to_thread(self._installation.trouble)
         return self._trouble[1]
 
     def _take_stock(self) -> tuple[list[SessionRecord], dict[str, str | None]]:
