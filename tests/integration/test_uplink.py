@@ -373,6 +373,34 @@ class TestLargePictures:
         with running_broker(tmp_path / "state") as broker:
             asyncio.run(scenario(broker))
 
+    def test_those_of_a_link_that_is_lost_keep_none_of_the_next_waiting(
+        self, tmp_path: Path
+    ) -> None:
+        async def scenario(broker: RunningBroker) -> None:
+            url = f"https://localhost:{broker.doors.agent_port}"
+            async with self.shown(broker, tmp_path, url) as (agent, shot):
+                driver, link = agent.driver, broker.house.links.of(agent.id)
+                assert isinstance(driver, BusyScreens)
+                assert link is not None
+                driver.size = 400, 400
+                driver.shutter.clear()
+                lost = asyncio.gather(*(shot() for _ in range(SCREENSHOTS_AT_ONCE)))
+                await soon(lambda: driver.taken == SCREENSHOTS_AT_ONCE)
+
+                async def cut() -> None:
+                    link.end()
+
+                broker.call(cut())
+                assert not any(isinstance(one, tuple) for one in await lost)
+                await soon(lambda: broker.house.links.of(agent.id) not in {None, link})
+                # Those that began before wait for ever.
+                driver.shutter = asyncio.Event()
+                driver.shutter.set()
+                assert isinstance(await shot(), tuple)
+
+        with running_broker(tmp_path / "state") as broker:
+            asyncio.run(scenario(broker))
+
     def test_one_that_takes_longer_than_silence_may_last_ends_no_link(self, tmp_path: Path) -> None:
         heartbeat = 1.5
 

@@ -176,12 +176,17 @@ class Uplink:
                 return min(max(0.0, refusal.retry_after_seconds), LONGEST_TOLD_SECONDS)
             log.info("link.opened", extra={"url": self._door.url, "epoch": link.epoch})
             self.linked.set()
-            await first_end(
-                self._listen(socket, link),
-                self._report(socket, link),
-                self._beat(socket, link),
-                self._watch(socket, link),
-            )
+            try:
+                await first_end(
+                    self._listen(socket, link),
+                    self._report(socket, link),
+                    self._beat(socket, link),
+                    self._watch(socket, link),
+                )
+            finally:
+                # Nobody waits for them any more, and the next link wants their turns.
+                for shot in self._shots:
+                    shot.cancel()
         raise Unavailable("the link has ended")
 
     async def _greet(self, socket: ClientConnection, link: AgentLink) -> Refusal | None:
