@@ -11,6 +11,7 @@ import ssl
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from deskfleet import __version__
@@ -24,6 +25,7 @@ from deskfleet.agent.identity import Identity
 from deskfleet.agent.journal import Journal
 from deskfleet.agent.journal_file import JournalFile
 from deskfleet.agent.loop import Loop
+from deskfleet.agent.threads import Threads
 from deskfleet.agent.uplink import Uplink
 from deskfleet.certificates import ensure_authority, ensure_server_certificate, machine_names
 from deskfleet.core import permissions
@@ -201,12 +203,14 @@ async def _parts(
     loop = Loop(who.client_id, driver, journal, attendance, changed.set)
     port = None if bound is None else port_of(bound)
     source = FactsSource(await _profile(settings, who, driver, port or 0), clock)
+    # Its own, and one: a reading that was given up may go on, and must not meet the next one.
+    thread = Threads(1, "facts")
 
     async def read_facts() -> Facts:
         trouble = await driver.trouble() or journal.trouble()
         owners = {one.owner for one in driver.running()}
         service = driver.service() if isinstance(driver, ServesClients) else None
-        return await asyncio.to_thread(source.read, trouble, owners, service)
+        return await thread(partial(source.read, trouble, owners, service))
 
     await loop.open()
     uplink = Uplink(
@@ -229,6 +233,7 @@ async def _parts(
         linking.cancel()
         await asyncio.gather(linking, return_exceptions=True)
         await loop.close()
+        thread.close()
         log.info("agent.stopped", extra={"server_id": who.client_id})
 
 
