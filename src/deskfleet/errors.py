@@ -26,7 +26,10 @@ renamed, never used again for something else. An expected "no" is not an excepti
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
+
+_NUMBER = re.compile(r"^\[Errno -?\d+\] ")
 
 
 class DeskfleetError(Exception):
@@ -42,6 +45,16 @@ class DeskfleetError(Exception):
 def plain(error: Exception) -> str:
     """Return what the system says of a failure, without its number, and the path that we name."""
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def unreached(error: Exception) -> str:
+    """Return in one line why a server can't be reached, and of its certificate what to do."""
+    text = _NUMBER.sub("", " ".join(str(error).split())) or type(error).__name__
+    if "Hostname mismatch" in text or "IP address mismatch" in text:
+        return f"its certificate is for other names than this one ({text})"
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return f"its certificate is not trusted here; name its authority's CA file ({text})"
+    return text
 
 
 class Invalid(DeskfleetError):

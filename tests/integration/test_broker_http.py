@@ -13,6 +13,7 @@ import gzip
 import hmac
 import json
 import logging
+import ssl
 import threading
 import time
 import urllib.parse
@@ -815,6 +816,21 @@ class TestGrants:
         query = {"grant_type": self.GRANT}
         answer = agent_http.post(self.PATH, params=query, headers=self.good(broker))
         assert reason(answer, 401) == "unauthorized_client"
+
+
+def test_an_agent_that_does_not_trust_its_broker_says_what_to_name(broker: RunningBroker) -> None:
+    async def refused() -> str:
+        url = f"https://localhost:{broker.doors.agent_port}"
+        door = BrokerDoor([url], ssl.create_default_context(), SystemClock())
+        try:
+            with pytest.raises(Unavailable) as caught:
+                await door.enrol(broker.statement, "n1")
+        finally:
+            await door.close()
+        return caught.value.message
+
+    message = asyncio.run(refused())
+    assert "its certificate is not trusted here; name its authority's CA file" in message
 
 
 def test_enrolment_has_a_limit_that_an_agent_waits_for(tmp_path: Path) -> None:

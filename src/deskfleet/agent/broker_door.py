@@ -14,7 +14,7 @@ from xml.etree import ElementTree as ET
 import httpx
 
 from deskfleet.agent.identity import Identity
-from deskfleet.errors import Forbidden, SetupFailed, Unavailable
+from deskfleet.errors import Forbidden, SetupFailed, Unavailable, unreached
 from deskfleet.ports import Clock
 from deskfleet.settings import AGENT_PORT
 
@@ -111,7 +111,7 @@ class BrokerDoor:
         try:
             return await self._http.post(self.url + path, **request)
         except httpx.HTTPError as error:
-            raise Unavailable(f"{self.url} can't be reached: {error}") from error
+            raise Unavailable(f"{self.url} can't be reached: {unreached(error)}") from error
 
 
 def _reason(answer: httpx.Response) -> str:

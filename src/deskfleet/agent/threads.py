@@ -2,7 +2,9 @@
 
 Laws: the program ends without them, so what must not be left half done is waited for by who asked
 for it (settling.py). A call is made once at most, and what was taken is made: a machine that is out
-of threads makes it by those that are there, of which one is from the beginning.
+of threads makes it by those that are there, of which one is from the beginning. The standard
+`ThreadPoolExecutor` keeps neither: programs wait for its threads, and a call for which it can't
+make one is refused and made later all the same.
 """
 
 from __future__ import annotations

@@ -11,7 +11,6 @@ Must not: know the operations of the API, or put a secret into a URL or a messag
 from __future__ import annotations
 
 import ipaddress
-import re
 import ssl
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +22,7 @@ import msgspec
 from deskfleet import __version__
 from deskfleet.client.problems import CredentialsRefused, Refused, Unreachable, Unreadable
 from deskfleet.client.tokens import AccessToken, ClientPassword, Credentials, Grant, Tokens
-from deskfleet.errors import SetupFailed, plain
+from deskfleet.errors import SetupFailed, plain, unreached
 
 TRIES = 4
 """Of one request that is told to come back later."""
@@ -33,7 +32,6 @@ LONGEST_PAUSE = 15.0
 
 _TOKEN_PATH = "/oauth2/token?grant_type=client_credentials"  # noqa: S105 (no password)
 _REASON_CHARACTERS = 500
-_NUMBER = re.compile(r"^\[Errno -?\d+\] ")
 _BUSY = (httpx.codes.TOO_MANY_REQUESTS, httpx.codes.SERVICE_UNAVAILABLE)
 
 
@@ -129,7 +127,7 @@ class Transport:
         except httpx.TimeoutException as error:
             raise Unreachable(f"{place} did not answer in time") from error
         except (httpx.TransportError, httpx.DecodingError) as error:
-            raise Unreachable(f"{place} can't be reached: {_why(error)}") from error
+            raise Unreachable(f"{place} can't be reached: {unreached(error)}") from error
 
     def _fetch_token(self) -> Grant:
         assert isinstance(self._credentials, ClientPassword)
@@ -205,15 +203,6 @@ def trust(
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
-
-
-def _why(error: Exception) -> str:
-    text = _NUMBER.sub("", " ".join(str(error).split())) or type(error).__name__
-    if "Hostname mismatch" in text or "IP address mismatch" in text:
-        return f"its certificate is for other names than this one ({text})"
-    if "CERTIFICATE_VERIFY_FAILED" in text:
-        return f"its certificate is not trusted here; name its authority's CA file ({text})"
-    return text
 
 
 def _pause(response: httpx.Response) -> float | None:
