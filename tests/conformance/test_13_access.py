@@ -163,6 +163,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         yield World(site, jwks)
 
 
+def until_alone(portal: Portal) -> None:
+    """Wait until no agent of another test is given time any more to come back."""
+    until(lambda: not portal.available(), seconds=30)
+
+
 def external(key: Any = RSA, algorithm: str = "RS256", kid: str = "rsa", **claims: Any) -> str:
     now = int(time.time())
     merged = {
@@ -306,12 +311,13 @@ class TestAgentsWithoutAStatement:
 
     def test_a_broker_may_enrol_whoever_comes(self, world: World) -> None:
         with world.broker("hall", enable_agent_authorization=False):
+            portal = world.site.portal("hall")
+            until_alone(portal)
             world.site.start_agent(
                 "guest", *self.DRIVER, brokers=["hall"], enrolled_by_statement=False
             )
             try:
-                portal = world.site.portal("hall")
-                until(lambda: len(portal.available()) == 1, seconds=20)
+                until(portal.available)
                 # It is a server with credentials like any other, and stays one.
                 session_id = portal.ready("ada")
                 portal.delete(session_id, "ada")
@@ -505,13 +511,10 @@ class TestKeyRenewal:
 
     def test_connection_tokens_live_on(self, world: World) -> None:
         with world.broker("second"):
+            portal = Portal(world.site.url(), world.site.ca_file, *world.client("one"))
+            until_alone(portal)
             world.site.start_agent("agent", "--driver", "simulated", brokers=("broker",))
             try:
-                portal = Portal(
-                    world.site.url(),
-                    world.site.ca_file,
-                    *world.client("one"),
-                )
                 until(portal.available)
                 session = portal.ready("root")
                 link = portal.link(session, "bob")
@@ -522,8 +525,8 @@ class TestKeyRenewal:
                     agents = world.site.agent_url("second")
                     told = door.post(f"{agents}/agent/validate-authentication-token", data=form)
                 assert told.text == '<auth result="yes"><username>bob</username></auth>'
-                portal.close()
             finally:
+                portal.close()
                 world.site.stop("agent")
 
     @staticmethod
