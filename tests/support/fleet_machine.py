@@ -304,7 +304,5 @@ def _pick(things: Sequence[T], which: int) -> T | None:
 def run(machine: type[RuleBasedStateMachine], **how: Any) -> None:
     run_state_machine_as_test(
         machine,
-        settings=settings(
-            deadline=None, database=None, suppress_health_check=list(HealthCheck), **how
-        ),
+        settings=settings(database=None, suppress_health_check=list(HealthCheck), **how),
     )

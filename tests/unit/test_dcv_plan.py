@@ -120,7 +120,7 @@ def autorun_arrives_or_is_refused(request: SessionRequest) -> None:
 @given(hostile, requests)
 @example("-x", a_request())
 @example("s", a_request(name="--owner=root", owner="-u"))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_what_is_asked_arrives_as_it_is_or_is_refused(
     session_id: str, request: SessionRequest
 ) -> None:
@@ -130,7 +130,7 @@ def test_what_is_asked_arrives_as_it_is_or_is_refused(
 
 @pytest.mark.torture
 @given(hostile, requests)
-@settings(max_examples=10_000, deadline=None)
+@settings(max_examples=10_000)
 def test_ten_thousand_that_are_asked_arrive_as_they_are_or_are_refused(
     session_id: str, request: SessionRequest
 ) -> None:

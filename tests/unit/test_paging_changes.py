@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from deskfleet.broker.service.paging import Paging
@@ -110,7 +110,6 @@ class Reading:
         self.fleet.apply(Stored(self.fleet.revision + 1, row))
 
 
-@settings(deadline=None)
 @given(
     kind=st.sampled_from([Session, Server]),
     first=st.lists(seconds, max_size=20),

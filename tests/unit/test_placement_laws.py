@@ -138,7 +138,6 @@ def test_what_a_batch_has_taken_is_no_reason_to_get_what_does_not_fit() -> None:
     assert answer == Placement("n2")
 
 
-@settings(deadline=None)
 @given(
     fleet=fleets(),
     wishes=st.lists(requests(), min_size=1, max_size=4),
@@ -263,7 +262,7 @@ def accepting(fleet: Fleet) -> set[tuple[str, int]]:
     }
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(fleet=fleets(), happened=steps, cleared=st.booleans())
 def test_whoever_takes_what_it_did_not_take_before_is_in_the_ledger(
     fleet: Fleet, happened: list[Record | tuple[str, str]], cleared: bool

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from deskfleet.core.change import Put, Stored
@@ -237,7 +237,6 @@ class TestMemory:
         one_pass(fleet, judged=first.judged)
         assert waiting(fleet) == []
 
-    @settings(deadline=None)
     @given(fleet=fleets(), happened=st.lists(steps, max_size=4), late=st.booleans())
     def test_what_is_remembered_changes_no_decision(
         self, fleet: Fleet, happened: list[list[Record | tuple[str, str]]], late: bool
@@ -261,7 +260,6 @@ class TestMemory:
             if not late:
                 assert done._written == without._written
 
-    @settings(deadline=None)
     @given(fleet=fleets(), wishes=st.lists(requests(), max_size=6))
     def test_a_pass_that_is_late_leaves_no_older_one_behind(
         self, fleet: Fleet, wishes: list[SessionRequest]

@@ -57,7 +57,7 @@ hostile = st.lists(st.sampled_from(PIECES) | st.text(max_size=3), max_size=8).ma
 
 
 @given(hostile)
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @example("run.exe")
 @example("in/ner\\run.exe")
 @example("run.exe:evil.exe")
