@@ -310,7 +310,7 @@ def many_ids(
     user: str | None = None,
 ) -> list[str]:
     """Return the ids that were given one by one, or are meant by names, or stand in lists."""
-    return [*(id_of(run, each, user) for each in arguments or ()), *listed(None, options)]
+    return [*(id_of(run, each, user) for each in arguments or ()), *_split(options or [])]
 
 
 def listed(arguments: Sequence[str] | None, options: Sequence[str] | None) -> list[str]:
